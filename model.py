@@ -1,0 +1,441 @@
+"""A super tiny language model: bytes in, bytes out, with the expensive layers running once per patch of bytes.
+
+    bytes -> tied byte embedding (+ hashed n-gram embeddings) -> local encoder -> pool at patch ends -> trunk
+          -> every byte gets the newest finished patch's vector -> local decoder -> the embedding, transposed
+
+Departures from a vanilla GPT-2 (nanoGPT's model.py), each because it buys quality or speed at this size:
+- bytes, not tokens: 256 symbols, so the vocabulary costs 256 rows and every text is in the vocabulary;
+- pooling: patches end at spaces (a few-line rule, no second model, no tokenizer); the trunk runs once per patch
+- local layers are gated causal convolutions: no attention at byte rate, the reach is exact, the cache is a few vectors
+- hashed n-gram embeddings: parameters that cost no compute (Clark et al., CANINE, arXiv 2103.06874; BLT, arXiv 2412.09871)
+- weight tying beyond the embedding: `n_loop` runs the trunk again with the same weights (Universal Transformer,
+  arXiv 1807.03819), `share_ffn` uses one feed-forward for all trunk layers
+- rotary positions (RoFormer, arXiv 2104.09864), queries and keys normalised (arXiv 2010.04245), ReLU^2 (Primer, arXiv 2109.08668)
+- LayerNorm without weights or biases: one fused kernel on every device, also without a compiler
+- output projections start at zero, so that the model starts as its embedding; no biases anywhere; no attention dropout
+
+Shapes: B batch, T bytes, P patches, C channels of the trunk, E channels of the local layers, H heads, D head size.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+EOT, PAD, MASK = 0xFF, 0xFE, 0xFD  # bytes that never occur in UTF-8: document border, nothing there, hidden
+GPT2_VOCAB, GPT2_EOT = 50257, 50256
+
+
+@dataclass
+class ModelConfig:
+    # model: what it reads and where patches end
+    tokenizer: Literal["bytes", "gpt2"] = "bytes"  # gpt2: the BPE baseline (50257 tokens), with pooling=none
+    pooling: Literal["none", "fixed", "space"] = "space"  # none: plain transformer; fixed: every max_patch; space: at spaces
+    block_size: int = 512  # T: bytes (tokens for gpt2) of context in training
+    max_patch: int = 16  # longest patch in bytes; with pooling=fixed the length of every patch
+    max_patches: int = 0  # P: patches of context; 0: T (none), T/max_patch (fixed), T/4 (space)
+    # model: sizes
+    n_layer: int = 6  # trunk layers
+    n_head: int = 6  # trunk attention heads
+    n_embd: int = 384  # C: trunk width
+    n_local_embd: int = 128  # E: local width; with pooling=none bytes are embedded at n_embd
+    n_local_enc: int = 1  # local layers before the trunk
+    n_local_dec: int = 2  # local layers after the trunk
+    local_reach: int = 8  # bytes that one local layer sees, itself included
+    n_tables: int = 0  # hashed n-gram embedding tables: one for the last 2 bytes, one for the last 3, ...
+    table_size: int = 4096  # rows of each table
+    # model: weight tying beyond the embedding
+    n_loop: int = 1  # times the trunk runs, with the same weights
+    share_ffn: bool = False  # one feed-forward for all trunk layers
+
+    def __post_init__(self):
+        for key in ("block_size", "max_patch", "n_layer", "n_head", "n_embd", "n_local_embd", "local_reach", "n_loop"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{key}={getattr(self, key)} must be at least 1")
+        for key in ("max_patches", "n_local_enc", "n_local_dec", "n_tables"):
+            if getattr(self, key) < 0:
+                raise ValueError(f"{key}={getattr(self, key)} must not be negative")
+        if self.n_embd % (2 * self.n_head):
+            raise ValueError(f"n_embd={self.n_embd} must be a multiple of 2 * n_head={2 * self.n_head} (rotary pairs)")
+        if self.tokenizer == "gpt2" and (self.pooling != "none" or self.n_tables):
+            raise ValueError("tokenizer='gpt2' is the BPE baseline: it needs pooling='none' and n_tables=0")
+        if self.n_tables and self.table_size < 1:
+            raise ValueError(f"table_size={self.table_size} must be at least 1")
+
+    @property
+    def n_patches(self):
+        """P: how many patches the trunk attends to."""
+        shortest = {"none": 1, "fixed": self.max_patch, "space": 4}[self.pooling]
+        return self.max_patches or math.ceil(self.block_size / shortest) + (self.pooling == "fixed")
+
+
+def norm(x):
+    return F.layer_norm(x, (x.size(-1),))
+
+
+def rotary(positions, head_size):
+    """cos and sin of the rotary angles at `positions` (any shape), each (..., 1, head_size / 2)."""
+    frequency = 10000 ** -(torch.arange(0, head_size, 2, device=positions.device) / head_size)
+    angle = positions[..., None, None] * frequency
+    return angle.cos(), angle.sin()
+
+
+def rotate(x, rope):
+    cos, sin = rope
+    a, b = x.chunk(2, dim=-1)  # (B, P, H, D / 2) each
+    return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1).to(x.dtype)
+
+
+def attend(q, k, v, window):
+    """Causal attention over the last `window` patches, itself included. q, k, v and the result: (B, P, H, D)."""
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    P, blocks = q.size(2), []
+    if window >= P:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
+    for i in range(0, P, window):  # a block of queries sees its own block and the one before: memory grows with P, not P^2
+        start, end = max(0, i - window + 1), min(i + window, P)
+        back = torch.arange(i, end, device=q.device)[:, None] - torch.arange(start, end, device=q.device)
+        mask = (back >= 0) & (back < window)
+        part = (q[:, :, i:end], k[:, :, start:end], v[:, :, start:end])
+        blocks.append(F.scaled_dot_product_attention(*part, attn_mask=mask))
+    return torch.cat(blocks, dim=2).transpose(1, 2)
+
+
+class Ring:
+    """Keys and values of the newest `window` patches of each row, in one attention layer. Patch p lives in slot p % window."""
+
+    def fill(self, k, v, n, window):
+        """Take over a whole pass: k, v (B, P, H, D), of which the first n (B,) patches of a row are real."""
+        p = torch.arange(k.size(1), device=k.device)
+        keep = (p < n[:, None]) & (p >= n[:, None] - window)
+        slot = torch.where(keep, p % window, window)[..., None, None].expand_as(k)  # what is not kept goes to a spare slot
+        empty = k.new_zeros(k.size(0), window + 1, *k.shape[2:])
+        self.k, self.v = empty.scatter(1, slot, k)[:, :-1], empty.scatter(1, slot, v)[:, :-1]
+
+    def push(self, q, k, v, rows, n):
+        """Add one patch (len(rows), 1, H, D) as number n (len(rows),) to the given rows, and attend to what is there."""
+        window = self.k.size(1)
+        self.k[rows, n % window], self.v[rows, n % window] = k[:, 0], v[:, 0]
+        there = torch.arange(window, device=n.device) <= n[:, None]  # (rows, window)
+        used = min(int(n.max()) + 1, window)  # slots beyond were never written, in any row
+        q, k, v = q.transpose(1, 2), self.k[rows, :used].transpose(1, 2), self.v[rows, :used].transpose(1, 2)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=there[:, None, None, :used]).transpose(1, 2)
+
+
+class Attention(nn.Module):
+    def __init__(self, cfg):
+        super().__init__()
+        self.n_head = cfg.n_head
+        self.qkv = nn.Linear(cfg.n_embd, 3 * cfg.n_embd, bias=False)
+        self.out = nn.Linear(cfg.n_embd, cfg.n_embd, bias=False)
+
+    def forward(self, x, rope, attend):
+        B, P, C = x.shape
+        q, k, v = self.qkv(x).view(B, P, 3, self.n_head, C // self.n_head).unbind(2)  # (B, P, H, D) each
+        y = attend(rotate(norm(q), rope), rotate(norm(k), rope), v)
+        return self.out(y.reshape(B, P, C))
+
+
+class FeedForward(nn.Module):
+    def __init__(self, cfg):
+        super().__init__()
+        self.up = nn.Linear(cfg.n_embd, 4 * cfg.n_embd, bias=False)
+        self.out = nn.Linear(4 * cfg.n_embd, cfg.n_embd, bias=False)
+
+    def forward(self, x):
+        return self.out(F.relu(self.up(x)).square())
+
+
+class LocalLayer(nn.Module):
+    """A gated causal convolution: each byte sees itself and the `reach` - 1 bytes before it, and nothing else."""
+
+    def __init__(self, cfg):
+        super().__init__()
+        E = cfg.n_local_embd
+        self.reach = cfg.local_reach
+        self.up = nn.Linear(E, 4 * E, bias=False)
+        self.conv = nn.Parameter(torch.empty(2 * E, 1, self.reach))  # one filter per channel
+        self.out = nn.Linear(2 * E, E, bias=False)
+
+    def forward(self, x, past=None):
+        """x (B, T, E), past (B, 2E, reach - 1) from the bytes before or None -> the output, and the past of the next byte."""
+        gate, value = self.up(norm(x)).chunk(2, dim=-1)
+        value = value.transpose(1, 2)  # (B, 2E, T)
+        value = F.pad(value, (self.reach - 1, 0)) if past is None else torch.cat((past, value), dim=2)
+        mixed = F.conv1d(value, self.conv, groups=len(self.conv)).transpose(1, 2)  # (B, T, 2E)
+        return self.out(F.silu(gate) * mixed), value[:, :, value.size(2) - self.reach + 1 :]
+
+
+class Cache:
+    """What generation remembers of the bytes so far, for each of B rows. Its size does not grow with the text."""
+
+    n: torch.Tensor  # (B,) patches so far
+    patch: torch.Tensor  # (B, 1, E) vector of the newest finished patch
+    tail: torch.Tensor  # (B, max(1, n_tables)) newest bytes, for n-grams and for the patch rule
+    since: torch.Tensor  # (B,) bytes since the patch rule last spoke
+    past: list  # newest inputs of each local layer
+    rings: list  # keys and values of each trunk layer, in each loop
+
+
+class STLM(nn.Module):
+    def __init__(self, cfg):
+        super().__init__()
+        self.cfg = cfg
+        self.pooled = cfg.pooling != "none"
+        self.vocab_size = 256 if cfg.tokenizer == "bytes" else GPT2_VOCAB
+        E = cfg.n_local_embd if self.pooled else cfg.n_embd
+        self.embed = nn.Embedding(self.vocab_size, E)
+        self.tables = nn.ModuleList(nn.Embedding(cfg.table_size, E) for _ in range(cfg.n_tables))
+        if self.pooled:
+            self.encoder = nn.ModuleList(LocalLayer(cfg) for _ in range(cfg.n_local_enc))
+            self.pool = nn.Linear(E, cfg.n_embd, bias=False)
+            self.unpool = nn.Linear(cfg.n_embd, E, bias=False)
+            self.decoder = nn.ModuleList(LocalLayer(cfg) for _ in range(cfg.n_local_dec))
+        self.attention = nn.ModuleList(Attention(cfg) for _ in range(cfg.n_layer))
+        self.feed_forward = nn.ModuleList(FeedForward(cfg) for _ in range(1 if cfg.share_ffn else cfg.n_layer))
+        word = [b >= 0x80 or chr(b).isalnum() for b in range(255)] + [False]
+        self.register_buffer("is_space", ~torch.tensor(word), persistent=False)
+        self.register_buffer("drop", torch.zeros(()), persistent=False)  # a tensor: a schedule may change it without recompiling
+        self.reset_parameters()
+
+    def reset_parameters(self):
+        for name, p in self.named_parameters():
+            if name.endswith(".out.weight"):
+                nn.init.zeros_(p)
+            elif isinstance(self.get_submodule(name.rpartition(".")[0]), nn.Embedding):
+                nn.init.normal_(p, std=1 / p.size(1))  # a byte's logit for itself starts at 1, whatever the width
+            else:
+                nn.init.normal_(p, std=p[0].numel() ** -0.5)
+
+    # --- the pass -------------------------------------------------------------------------------------------------------
+
+    def patch_ends(self, idx, prev=None, since=None):
+        """Which bytes end a patch: idx (B, T) -> bool (B, T), and (B,) bytes since the rule last spoke.
+
+        Looks at no byte after the one it decides on. `prev` (B,) is the byte before idx and `since` what an earlier call
+        returned; without them idx opens the text, and its first byte ends a patch so that every byte has one to look at.
+        """
+        t = torch.arange(idx.size(1), device=idx.device).expand_as(idx)
+        if self.cfg.pooling == "space":
+            space = self.is_space[idx]
+            before = torch.cat((space[:, :1] if prev is None else self.is_space[prev][:, None], space[:, :-1]), dim=1)
+            speaks = space & ~before
+        else:
+            speaks = torch.zeros_like(idx, dtype=torch.bool)
+        if prev is None:
+            speaks, since = speaks | (t == 0), torch.zeros_like(idx[:, 0])
+        # t of the newest byte where the rule spoke; from there on every max_patch-th byte ends a patch as well
+        last = torch.where(speaks, t, -1 - since[:, None]).cummax(dim=1).values
+        return (t - last) % self.cfg.max_patch == 0, (t - last)[:, -1]
+
+    def dropout(self, x):
+        if not self.training or self.cfg_dropout == 0:
+            return x
+        return x * (torch.rand_like(x) >= self.drop) / (1 - self.drop)
+
+    cfg_dropout = 0.0  # the most that `drop` will ever be, set by train.py; 0 leaves dropout out of the graph
+
+    def embedding(self, idx, tail=None):
+        """(B, T) symbols -> (B, T, E). `tail` (B, >= n_tables) are the bytes before idx; PAD stands for none."""
+        x = self.embed(idx)
+        if self.tables:
+            n = len(self.tables)
+            seen = F.pad(idx, (n, 0), value=PAD) if tail is None else torch.cat((tail[:, -n:], idx), dim=1)
+            gram, T = idx, idx.size(1)
+            for i, table in enumerate(self.tables):
+                gram = gram * 257 + seen[:, n - 1 - i : n - 1 - i + T] + 1
+                x = x + table((gram * 2654435761 & 0xFFFFFFFF) * self.cfg.table_size >> 32)  # Knuth's multiplicative hash
+        return self.dropout(norm(x))
+
+    def trunk(self, z, positions, attends):
+        """z (B, P, C) at patch numbers `positions` (P,) or (B, P); attends[i] does the attention of the i-th layer run."""
+        rope = rotary(positions, self.cfg.n_embd // self.cfg.n_head)
+        for i, attend in enumerate(attends):
+            i %= self.cfg.n_layer
+            z = z + self.dropout(self.attention[i](norm(z), rope, attend))
+            z = z + self.dropout(self.feed_forward[i % len(self.feed_forward)](norm(z)))
+        return norm(z)
+
+    def local(self, layers, x, past):
+        """Run local layers with residuals; `past` is the list of what they remember, or None. Appends to it in order."""
+        news = []
+        for i, layer in enumerate(layers):
+            y, new = layer(x, past[i] if past else None)
+            x = x + self.dropout(y)
+            news.append(new)
+        return x, news
+
+    def hidden(self, idx, n_patches=None, cache=None):
+        """idx (B, T) -> (B, T, E), before the head. `n_patches` fixes P (training); None takes as many as there are.
+
+        With a fixed P, a row's patches beyond the first P are dropped and later bytes look at patch P. An empty `cache` is
+        filled with what `step` needs to go on after idx.
+        """
+        cfg, (B, T) = self.cfg, idx.shape
+        x = self.embedding(idx)
+        runs = cfg.n_layer * cfg.n_loop
+        attends = [lambda q, k, v: attend(q, k, v, cfg.n_patches)] * runs
+        if cache is not None:
+            cache.rings = [Ring() for _ in range(runs)]
+
+            def fill_and_attend(q, k, v, ring):
+                ring.fill(k, v, cache.n, cfg.n_patches)
+                return attend(q, k, v, cfg.n_patches)
+
+            attends = [lambda q, k, v, ring=ring: fill_and_attend(q, k, v, ring) for ring in cache.rings]
+            cache.n = torch.full_like(idx[:, 0], T)
+            cache.tail = F.pad(idx, (cfg.n_tables, 0), value=PAD)[:, -max(1, cfg.n_tables) :]
+        if not self.pooled:
+            return self.trunk(x, torch.arange(T, device=idx.device), attends)
+        x, past = self.local(self.encoder, x, None)
+        ends, since = self.patch_ends(idx)
+        number = ends.cumsum(dim=1) - 1  # (B, T) the newest finished patch of every byte
+        P = n_patches or int(number.max()) + 1
+        t = torch.arange(T, device=idx.device).expand_as(idx)
+        where = torch.zeros(B, P + 1, dtype=torch.long, device=idx.device)  # byte of each patch end; slot P takes the rest
+        where = where.scatter(1, torch.where(ends, number.clamp(max=P), P), t)[:, :P]
+        row = torch.arange(B, device=idx.device)[:, None]
+        z = self.pool(norm(F.embedding(where + row * T, x.reshape(B * T, -1))))  # (B, P, C); slots past a row's last are
+        if cache is not None:  # after all real ones, so that nothing real sees them
+            cache.n, cache.since = number[:, -1] + 1, since
+        z = self.unpool(self.trunk(z, torch.arange(P, device=idx.device), attends))  # (B, P, E)
+        spread = F.embedding(number.clamp(max=P - 1) + row * P, z.reshape(B * P, -1))  # (B, T, E)
+        y, more = self.local(self.decoder, x + spread, None)
+        if cache is not None:
+            cache.patch, cache.past = spread[:, -1:], past + more
+        return norm(y)
+
+    def head(self, x):
+        return F.linear(x, self.embed.weight).float()
+
+    def forward(self, idx, targets=None):
+        """Logits (B, T, V), exact. With targets (B, T): the mean loss in nats, with the static shapes of training."""
+        if targets is None:
+            return self.head(self.hidden(idx))
+        logits = self.head(self.hidden(idx, self.cfg.n_patches))
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+    # --- using it -------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def nats(self, idx, targets):
+        """Exact negative log-likelihood of each target, in nats: (B, T)."""
+        return F.cross_entropy(self(idx).transpose(1, 2), targets, reduction="none")
+
+    @torch.no_grad()
+    def prefill(self, idx):
+        """Read idx (B, T >= 1). Returns the logits after its last symbol (B, V), and the cache to go on with."""
+        cache = Cache()
+        return self.head(self.hidden(idx, cache=cache)[:, -1]), cache
+
+    @torch.no_grad()
+    def step(self, idx, cache):
+        """Read one more symbol of each row, idx (B,). Returns the logits after it (B, V); changes the cache."""
+        idx = idx[:, None]
+        x = self.embedding(idx, cache.tail)
+        rows = torch.arange(len(idx), device=idx.device)
+        if self.pooled:
+            n_enc = len(self.encoder)
+            x, past = self.local(self.encoder, x, cache.past[:n_enc])
+            ends, cache.since = self.patch_ends(idx, cache.tail[:, -1], cache.since)
+            rows = ends[:, 0].nonzero()[:, 0]
+        if len(rows):  # the trunk runs for the rows that just finished a patch
+            n = cache.n[rows]
+            attends = [lambda q, k, v, ring=ring: ring.push(q, k, v, rows, n) for ring in cache.rings]
+            z = self.trunk(self.pool(norm(x[rows])) if self.pooled else x, n[:, None], attends)
+            cache.n[rows] += 1
+            if not self.pooled:
+                x = z
+            else:
+                cache.patch[rows] = self.unpool(z)
+        if self.pooled:
+            x, more = self.local(self.decoder, x + cache.patch, cache.past[n_enc:])
+            x, cache.past = norm(x), past + more
+        cache.tail = torch.cat((cache.tail, idx), dim=1)[:, 1:]
+        return self.head(x[:, -1])
+
+    @torch.inference_mode()
+    def generate(self, prompt=b"", max_new=500, temperature=1.0, top_k=0, top_p=1.0, generator=None, stop=True):
+        """Yield what follows `prompt` (bytes) as it comes: one byte at a time (a BPE baseline: one token's bytes).
+
+        temperature 0 takes the most likely; top_k > 0 and top_p < 1 (arXiv 1904.09751) leave out the unlikely; `stop` ends at
+        EOT. Random numbers come from `generator` (a CPU torch.Generator), or the global one.
+        """
+        for key, value, low in (("max_new", max_new, 0), ("temperature", temperature, 0), ("top_k", top_k, 0)):
+            if value < low:
+                raise ValueError(f"{key}={value} must be at least {low}")
+        if not 0 < top_p <= 1:
+            raise ValueError(f"top_p={top_p} must be above 0 and at most 1")
+        device = self.embed.weight.device
+        logits, cache = self.prefill(torch.tensor([[self.eot, *self.encode(prompt)]], device=device))
+        for _ in range(max_new):
+            symbol = sample(logits[0].float().cpu(), temperature, top_k, top_p, generator)
+            if stop and symbol == self.eot:
+                return
+            yield self.decode([symbol])
+            logits = self.step(torch.tensor([symbol], device=device), cache)
+
+    @torch.no_grad()
+    def loglikelihood(self, context, continuation):
+        """log p(continuation | EOT, context) in nats; both are bytes. Nothing is cut, whatever the lengths."""
+        before, both = self.encode(context), self.encode(context + continuation)
+        idx = torch.tensor([[self.eot, *both]], device=self.embed.weight.device)
+        return -self.nats(idx[:, :-1], idx[:, 1:])[0, len(before) :].double().sum().item()
+
+    @property
+    def eot(self):
+        return EOT if self.cfg.tokenizer == "bytes" else GPT2_EOT
+
+    def encode(self, text):
+        """bytes -> list of symbols."""
+        return list(text) if self.cfg.tokenizer == "bytes" else gpt2().encode_ordinary(text.decode(errors="replace"))
+
+    def decode(self, symbols):
+        """list of symbols -> bytes."""
+        return bytes(symbols) if self.cfg.tokenizer == "bytes" else gpt2().decode_bytes(symbols)
+
+    # --- accounting -----------------------------------------------------------------------------------------------------
+
+    def parameter_table(self):
+        """Parameters by part; every tensor is counted once. {'embeddings': n, ..., 'total': n}"""
+        parts = {"embeddings": ["embed."], "n-gram tables": ["tables."], "local encoder": ["encoder.", "pool."]}
+        parts |= {"trunk": ["attention.", "feed_forward."], "local decoder": ["unpool.", "decoder."]}
+        counts = {
+            part: sum(p.numel() for name, p in self.named_parameters() if name.startswith(tuple(prefixes)))
+            for part, prefixes in parts.items()
+        }
+        counts["total"] = sum(p.numel() for p in self.parameters())
+        assert sum(counts.values()) == 2 * counts["total"], "a parameter belongs to no part"
+        return counts
+
+    def flops_per_symbol(self):
+        """FLOPs of one training step per byte (gpt2: token): 6 per weight where it is used, and the attention's products."""
+        cfg, n = self.cfg, self.parameter_table()
+        rate = cfg.n_patches / cfg.block_size if self.pooled else 1  # trunk positions per byte
+        shared = cfg.n_layer if cfg.share_ffn else 1
+        trunk = sum(p.numel() for p in self.attention.parameters())
+        trunk += shared * sum(p.numel() for p in self.feed_forward.parameters())
+        trunk += cfg.n_layer * cfg.n_embd * cfg.n_patches  # scores and sums, halved by causality: 12 C P / 2 = 6 C P
+        return 6 * (n["embeddings"] + n["local encoder"] + n["local decoder"] + rate * cfg.n_loop * trunk)
+
+
+def sample(logits, temperature, top_k, top_p, generator):
+    """One symbol from logits (V,)."""
+    if temperature == 0:
+        return int(logits.argmax())
+    p = F.softmax(logits / temperature, dim=-1)
+    p, order = p.sort(descending=True)
+    if top_k:
+        p[top_k:] = 0
+    p[p.cumsum(0) - p >= top_p * p.sum()] = 0  # the smallest set of symbols that holds top_p of what is left
+    return int(order[torch.multinomial(p, 1, generator=generator)])
+
+
+def gpt2():
+    """tiktoken's gpt2 encoding (its two files come from TIKTOKEN_CACHE_DIR or the network)."""
+    import tiktoken
+
+    return tiktoken.get_encoding("gpt2")
