@@ -7,10 +7,11 @@ Departures from a vanilla GPT-2 (nanoGPT's model.py), each because it buys quali
 - bytes, not tokens: 256 symbols, so the vocabulary costs 256 rows and every text is in the vocabulary;
 - pooling: patches end at spaces (a few-line rule, no second model, no tokenizer); the trunk runs once per patch
 - local layers are gated causal convolutions: no attention at byte rate, the reach is exact, the cache is a few vectors
-- hashed n-gram embeddings: parameters that cost no compute (Clark et al., CANINE, arXiv 2103.06874; BLT, arXiv 2412.09871)
+- hashed n-gram embeddings: parameters that cost no compute (CANINE, arXiv 2103.06874; BLT, arXiv 2412.09871)
 - weight tying beyond the embedding: `n_loop` runs the trunk again with the same weights (Universal Transformer,
   arXiv 1807.03819), `share_ffn` uses one feed-forward for all trunk layers
-- rotary positions (RoFormer, arXiv 2104.09864), queries and keys normalised (arXiv 2010.04245), ReLU^2 (Primer, arXiv 2109.08668)
+- rotary positions (RoFormer, arXiv 2104.09864), queries and keys normalised (arXiv 2010.04245), squared ReLU (Primer,
+  arXiv 2109.08668)
 - LayerNorm without weights or biases: one fused kernel on every device, also without a compiler
 - output projections start at zero, so that the model starts as its embedding; no biases anywhere; no attention dropout
 
@@ -33,7 +34,7 @@ GPT2_VOCAB, GPT2_EOT = 50257, 50256
 class ModelConfig:
     # model: what it reads and where patches end
     tokenizer: Literal["bytes", "gpt2"] = "bytes"  # gpt2: the BPE baseline (50257 tokens), with pooling=none
-    pooling: Literal["none", "fixed", "space"] = "space"  # none: plain transformer; fixed: every max_patch; space: at spaces
+    pooling: Literal["none", "fixed", "space"] = "space"  # none: no patches; fixed: every max_patch bytes; space: words
     block_size: int = 512  # T: bytes (tokens for gpt2) of context in training
     max_patch: int = 16  # longest patch in bytes; with pooling=fixed the length of every patch
     max_patches: int = 0  # P: patches of context; 0: T (none), T/max_patch (fixed), T/4 (space)
@@ -95,7 +96,9 @@ def attend(q, k, v, window):
     P, blocks = q.size(2), []
     if window >= P:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
-    for i in range(0, P, window):  # a block of queries sees its own block and the one before: memory grows with P, not P^2
+    for i in range(
+        0, P, window
+    ):  # a block of queries sees its own block and the one before: memory grows with P, not P^2
         start, end = max(0, i - window + 1), min(i + window, P)
         back = torch.arange(i, end, device=q.device)[:, None] - torch.arange(start, end, device=q.device)
         mask = (back >= 0) & (back < window)
@@ -105,18 +108,20 @@ def attend(q, k, v, window):
 
 
 class Ring:
-    """Keys and values of the newest `window` patches of each row, in one attention layer. Patch p lives in slot p % window."""
+    """Keys and values of each row's newest `window` patches, in one attention layer. Patch p is in slot p % window."""
 
     def fill(self, k, v, n, window):
         """Take over a whole pass: k, v (B, P, H, D), of which the first n (B,) patches of a row are real."""
         p = torch.arange(k.size(1), device=k.device)
         keep = (p < n[:, None]) & (p >= n[:, None] - window)
-        slot = torch.where(keep, p % window, window)[..., None, None].expand_as(k)  # what is not kept goes to a spare slot
+        slot = torch.where(keep, p % window, window)[..., None, None].expand_as(
+            k
+        )  # what is not kept goes to a spare slot
         empty = k.new_zeros(k.size(0), window + 1, *k.shape[2:])
         self.k, self.v = empty.scatter(1, slot, k)[:, :-1], empty.scatter(1, slot, v)[:, :-1]
 
     def push(self, q, k, v, rows, n):
-        """Add one patch (len(rows), 1, H, D) as number n (len(rows),) to the given rows, and attend to what is there."""
+        """Give each of `rows` one more patch, its number n (R,), and attend to what is there. q, k, v: (R, 1, H, D)."""
         window = self.k.size(1)
         self.k[rows, n % window], self.v[rows, n % window] = k[:, 0], v[:, 0]
         there = torch.arange(window, device=n.device) <= n[:, None]  # (rows, window)
@@ -161,7 +166,7 @@ class LocalLayer(nn.Module):
         self.out = nn.Linear(2 * E, E, bias=False)
 
     def forward(self, x, past=None):
-        """x (B, T, E), past (B, 2E, reach - 1) from the bytes before or None -> the output, and the past of the next byte."""
+        """x (B, T, E); past (B, 2E, reach - 1) from the bytes before, or None. Returns the output and the next past."""
         gate, value = self.up(norm(x)).chunk(2, dim=-1)
         value = value.transpose(1, 2)  # (B, 2E, T)
         value = F.pad(value, (self.reach - 1, 0)) if past is None else torch.cat((past, value), dim=2)
@@ -198,7 +203,9 @@ class STLM(nn.Module):
         self.feed_forward = nn.ModuleList(FeedForward(cfg) for _ in range(1 if cfg.share_ffn else cfg.n_layer))
         word = [b >= 0x80 or chr(b).isalnum() for b in range(255)] + [False]
         self.register_buffer("is_space", ~torch.tensor(word), persistent=False)
-        self.register_buffer("drop", torch.zeros(()), persistent=False)  # a tensor: a schedule may change it without recompiling
+        self.register_buffer(
+            "drop", torch.zeros(()), persistent=False
+        )  # a tensor: a schedule may change it without recompiling
         self.reset_parameters()
 
     def reset_parameters(self):
@@ -210,13 +217,13 @@ class STLM(nn.Module):
             else:
                 nn.init.normal_(p, std=p[0].numel() ** -0.5)
 
-    # --- the pass -------------------------------------------------------------------------------------------------------
+    # --- the pass --------------------------------------------------------------------------------------------------
 
     def patch_ends(self, idx, prev=None, since=None):
         """Which bytes end a patch: idx (B, T) -> bool (B, T), and (B,) bytes since the rule last spoke.
 
-        Looks at no byte after the one it decides on. `prev` (B,) is the byte before idx and `since` what an earlier call
-        returned; without them idx opens the text, and its first byte ends a patch so that every byte has one to look at.
+        Looks at no byte after the one it decides on. `prev` (B,) is the byte before idx, `since` what an earlier call
+        returned; without them idx opens the text: its first byte ends a patch, so that every byte has one to look at.
         """
         t = torch.arange(idx.size(1), device=idx.device).expand_as(idx)
         if self.cfg.pooling == "space":
@@ -224,7 +231,7 @@ class STLM(nn.Module):
             before = torch.cat((space[:, :1] if prev is None else self.is_space[prev][:, None], space[:, :-1]), dim=1)
             speaks = space & ~before
         else:
-            speaks = torch.zeros_like(idx, dtype=torch.bool)
+            speaks = torch.full_like(idx, not self.pooled, dtype=torch.bool)  # none: every byte is a patch
         if prev is None:
             speaks, since = speaks | (t == 0), torch.zeros_like(idx[:, 0])
         # t of the newest byte where the rule spoke; from there on every max_patch-th byte ends a patch as well
@@ -232,11 +239,11 @@ class STLM(nn.Module):
         return (t - last) % self.cfg.max_patch == 0, (t - last)[:, -1]
 
     def dropout(self, x):
-        if not self.training or self.cfg_dropout == 0:
+        if not (self.training and self.may_drop):
             return x
         return x * (torch.rand_like(x) >= self.drop) / (1 - self.drop)
 
-    cfg_dropout = 0.0  # the most that `drop` will ever be, set by train.py; 0 leaves dropout out of the graph
+    may_drop = False  # train.py sets it where dropout is wanted; otherwise dropout stays out of the graph
 
     def embedding(self, idx, tail=None):
         """(B, T) symbols -> (B, T, E). `tail` (B, >= n_tables) are the bytes before idx; PAD stands for none."""
@@ -247,11 +254,13 @@ class STLM(nn.Module):
             gram, T = idx, idx.size(1)
             for i, table in enumerate(self.tables):
                 gram = gram * 257 + seen[:, n - 1 - i : n - 1 - i + T] + 1
-                x = x + table((gram * 2654435761 & 0xFFFFFFFF) * self.cfg.table_size >> 32)  # Knuth's multiplicative hash
+                x = x + table(
+                    (gram * 2654435761 & 0xFFFFFFFF) * self.cfg.table_size >> 32
+                )  # Knuth's multiplicative hash
         return self.dropout(norm(x))
 
     def trunk(self, z, positions, attends):
-        """z (B, P, C) at patch numbers `positions` (P,) or (B, P); attends[i] does the attention of the i-th layer run."""
+        """z (B, P, C) with patch numbers `positions`, (P,) or (B, P); attends[i] does that of the i-th layer run."""
         rope = rotary(positions, self.cfg.n_embd // self.cfg.n_head)
         for i, attend in enumerate(attends):
             i %= self.cfg.n_layer
@@ -260,7 +269,7 @@ class STLM(nn.Module):
         return norm(z)
 
     def local(self, layers, x, past):
-        """Run local layers with residuals; `past` is the list of what they remember, or None. Appends to it in order."""
+        """Local layers with residuals. `past`: what each remembers, or None. Returns the output and the new list."""
         news = []
         for i, layer in enumerate(layers):
             y, new = layer(x, past[i] if past else None)
@@ -271,8 +280,8 @@ class STLM(nn.Module):
     def hidden(self, idx, n_patches=None, cache=None):
         """idx (B, T) -> (B, T, E), before the head. `n_patches` fixes P (training); None takes as many as there are.
 
-        With a fixed P, a row's patches beyond the first P are dropped and later bytes look at patch P. An empty `cache` is
-        filled with what `step` needs to go on after idx.
+        With a fixed P, a row's patches beyond the first P are dropped and later bytes look at patch P. An empty `cache`
+        is filled with what `step` needs to go on after idx.
         """
         cfg, (B, T) = self.cfg, idx.shape
         x = self.embedding(idx)
@@ -295,10 +304,14 @@ class STLM(nn.Module):
         number = ends.cumsum(dim=1) - 1  # (B, T) the newest finished patch of every byte
         P = n_patches or int(number.max()) + 1
         t = torch.arange(T, device=idx.device).expand_as(idx)
-        where = torch.zeros(B, P + 1, dtype=torch.long, device=idx.device)  # byte of each patch end; slot P takes the rest
+        where = torch.zeros(
+            B, P + 1, dtype=torch.long, device=idx.device
+        )  # byte of each patch end; slot P takes the rest
         where = where.scatter(1, torch.where(ends, number.clamp(max=P), P), t)[:, :P]
         row = torch.arange(B, device=idx.device)[:, None]
-        z = self.pool(norm(F.embedding(where + row * T, x.reshape(B * T, -1))))  # (B, P, C); slots past a row's last are
+        z = self.pool(
+            norm(F.embedding(where + row * T, x.reshape(B * T, -1)))
+        )  # (B, P, C); slots past a row's last are
         if cache is not None:  # after all real ones, so that nothing real sees them
             cache.n, cache.since = number[:, -1] + 1, since
         z = self.unpool(self.trunk(z, torch.arange(P, device=idx.device), attends))  # (B, P, E)
@@ -318,7 +331,7 @@ class STLM(nn.Module):
         logits = self.head(self.hidden(idx, self.cfg.n_patches))
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
-    # --- using it -------------------------------------------------------------------------------------------------------
+    # --- using it --------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def nats(self, idx, targets):
@@ -361,8 +374,8 @@ class STLM(nn.Module):
     def generate(self, prompt=b"", max_new=500, temperature=1.0, top_k=0, top_p=1.0, generator=None, stop=True):
         """Yield what follows `prompt` (bytes) as it comes: one byte at a time (a BPE baseline: one token's bytes).
 
-        temperature 0 takes the most likely; top_k > 0 and top_p < 1 (arXiv 1904.09751) leave out the unlikely; `stop` ends at
-        EOT. Random numbers come from `generator` (a CPU torch.Generator), or the global one.
+        temperature 0 takes the most likely; top_k > 0 and top_p < 1 (arXiv 1904.09751) leave out the unlikely; `stop`
+        ends at EOT. Random numbers come from `generator` (a CPU torch.Generator), or the global one.
         """
         for key, value, low in (("max_new", max_new, 0), ("temperature", temperature, 0), ("top_k", top_k, 0)):
             if value < low:
@@ -397,7 +410,7 @@ class STLM(nn.Module):
         """list of symbols -> bytes."""
         return bytes(symbols) if self.cfg.tokenizer == "bytes" else gpt2().decode_bytes(symbols)
 
-    # --- accounting -----------------------------------------------------------------------------------------------------
+    # --- accounting ------------------------------------------------------------------------------------------------
 
     def parameter_table(self):
         """Parameters by part; every tensor is counted once. {'embeddings': n, ..., 'total': n}"""
@@ -412,7 +425,7 @@ class STLM(nn.Module):
         return counts
 
     def flops_per_symbol(self):
-        """FLOPs of one training step per byte (gpt2: token): 6 per weight where it is used, and the attention's products."""
+        """FLOPs of training on one byte (gpt2: token): 6 per weight where it is used, and the attention's products."""
         cfg, n = self.cfg, self.parameter_table()
         rate = cfg.n_patches / cfg.block_size if self.pooled else 1  # trunk positions per byte
         shared = cfg.n_layer if cfg.share_ffn else 1

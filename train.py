@@ -5,8 +5,8 @@
     python train.py config/stlm_10m.py --resume --max_steps=40000
     torchrun --nproc_per_node=4 train.py config/stlm_50m.py
 
-Reads data/DATASET (see prepare.py); writes out/RUN: last.pt and best.pt (weights_only=True loads them), log.jsonl, run.json,
-loss.png. The last line on stdout is the verdict of the final weights on the whole val file. `--help` lists every knob.
+Reads data/DATASET (see prepare.py); writes out/RUN: last.pt and best.pt (weights_only=True loads them), log.jsonl,
+run.json, loss.png. The last line on stdout is the verdict of the final weights on the whole val file. See also --help.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ import json
 import math
 import os
 import platform
-import shutil
+import shlex
 import signal
 import subprocess
 import sys
@@ -26,7 +26,6 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from config import build, parse
@@ -62,7 +61,7 @@ class Config(ModelConfig):
     decay: float = 0.7  # share of the run, at its end, in which it falls linearly to zero
     grad_clip: float = 1.0  # largest gradient norm; 0: no clipping
     dropout: float = 0.0  # largest share dropped; worth it when data repeats
-    dropout_schedule: Literal["constant", "linear", "triangle"] = "constant"  # linear: from 0 up; triangle: up and down again
+    dropout_schedule: Literal["constant", "linear", "triangle"] = "constant"  # linear: from 0 up; triangle: and down
     # machine
     device: str = "auto"  # auto: cuda, else mps, else cpu
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of matrix products; auto: bfloat16 where it is faster
@@ -71,35 +70,33 @@ class Config(ModelConfig):
     eval_interval: int = 250  # steps between evaluations; 0: only at the end
     eval_bytes: int = 200_000  # val bytes of an evaluation, evenly spread; the whole file is scored at the end
     log_interval: int = 10  # steps between log lines
-    # filled in by the loader
-    config: str = ""  # name of the config file
-    intuition: str = ""  # its docstring: why the experiment is worth running
+    # filled in by the loader: the name and the docstring of the config file
+    config: str = ""
+    intuition: str = ""
 
     def __post_init__(self):
         super().__post_init__()
         self.out_dir = self.out_dir or f"out/{self.config or 'run'}"
         if (self.max_steps > 0) == (self.max_seconds > 0):
             raise ValueError(f"give one of max_steps={self.max_steps} and max_seconds={self.max_seconds}, above 0")
-        for key in ("batch_bytes", "log_interval"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"{key}={getattr(self, key)} must be at least 1")
-        for key in ("micro_batch", "muon_lr", "adam_lr", "weight_decay", "grad_clip", "eval_interval", "eval_bytes", "seed"):
-            if getattr(self, key) < 0:
-                raise ValueError(f"{key}={getattr(self, key)} must not be negative")
-        for key in ("dropout", "warmup", "decay", "momentum", "beta1", "beta2"):
-            if not 0 <= getattr(self, key) <= 1 or (key == "dropout" and self.dropout == 1):
-                raise ValueError(f"{key}={getattr(self, key)} must be between 0 and 1")
+        floats = {f.name: getattr(self, f.name) for f in dataclasses.fields(Config) if f.type in (int, float)}
+        for key, value in floats.items():
+            low = 1 if key in ("batch_bytes", "log_interval") else 0
+            high = 1 if key in ("dropout", "warmup", "decay", "momentum", "beta1", "beta2") else math.inf
+            if not low <= value <= high or (key == "dropout" and value == 1):
+                raise ValueError(f"{key}={value} must be between {low} and {high}")
         if self.warmup + self.decay > 1:
             raise ValueError(f"warmup={self.warmup} + decay={self.decay} must be at most 1")
         if self.resume and (self.overwrite or self.init_from):
             raise ValueError("resume goes on with the run in out_dir: it excludes overwrite and init_from")
 
 
+# On resume, what may be given anew: lengths, the machine, intervals, and where things are.
 MAY_CHANGE = {"max_steps", "max_seconds", "device", "compile", "eval_interval", "eval_bytes", "log_interval"}
-MAY_CHANGE |= {"resume", "overwrite", "out_dir", "data_dir", "init_from"}  # (on resume; the last have done their work by then)
+MAY_CHANGE |= {"out_dir", "data_dir", "resume", "overwrite", "init_from"}
 
 
-# --- data: a pure function of (seed, step) --------------------------------------------------------------------------------
+# --- data: a pure function of (seed, step) ---------------------------------------------------------------------------
 
 
 class Data:
@@ -109,10 +106,14 @@ class Data:
         folder = Path(cfg.data_dir) / cfg.dataset
         if not (folder / "meta.json").is_file():
             known = sorted(p.parent.name for p in Path(cfg.data_dir).glob("*/meta.json"))
-            raise ValueError(f"no dataset {folder}; there are {known}; python prepare.py SOURCE --name={cfg.dataset} makes it")
+            raise ValueError(
+                f"no dataset {folder}; there are {known}; python prepare.py SOURCE --name={cfg.dataset} makes it"
+            )
         self.meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         if self.meta["tokenizer"] != cfg.tokenizer:
-            raise ValueError(f"{folder} was made with tokenizer={self.meta['tokenizer']}, the config says {cfg.tokenizer}")
+            raise ValueError(
+                f"{folder} was made with tokenizer={self.meta['tokenizer']}, the config says {cfg.tokenizer}"
+            )
         self.symbols = np.memmap(folder / f"{split}.bin", dtype=self.meta["dtype"], mode="r")
         if cfg.tokenizer == "bytes":
             self.length = np.ones(256, dtype=np.int64)
@@ -129,8 +130,9 @@ class Data:
     def batch(self, seed, step, rows, T, rank=0, world=1):
         """This rank's share of the global batch of `rows` rows at `step`: int64 array (rows / world, T + 1).
 
-        The corpus is a circle. An epoch starts at a fresh random point and cuts it into n = size // T windows that touch end
-        to end, visited in a random order: in an epoch every symbol is a target at most once, and all but fewer than T are.
+        The corpus is a circle. An epoch starts at a fresh random point and cuts it into n = size // T windows that
+        touch end to end, visited in random order: an epoch has every symbol as target at most once, all but fewer than
+        T of them once.
         """
         size = len(self.symbols)
         n = size // T
@@ -182,13 +184,11 @@ def evaluate(model, data, T, limit=0, rank=0, world=1):
     if world > 1:
         dist.all_reduce(total)
     nats, n_bytes, overflow, ends, n = total.tolist()
-    bpb = nats / math.log(2) / max(1, n_bytes)
-    return {
-        "nats": nats, "bytes": int(n_bytes), "bpb": bpb, "overflow": overflow / n, "bytes_per_patch": n_bytes / max(1, ends)
-    }  # fmt: skip
+    found = {"nats": nats, "bytes": int(n_bytes), "bpb": nats / math.log(2) / max(1, n_bytes)}
+    return found | {"overflow": overflow / n, "bytes_per_patch": n_bytes / max(1, ends)}
 
 
-# --- optimizer ------------------------------------------------------------------------------------------------------------
+# --- optimizer -------------------------------------------------------------------------------------------------------
 
 
 class Muon(torch.optim.Optimizer):
@@ -202,7 +202,9 @@ class Muon(torch.optim.Optimizer):
         for p in params:
             by_shape.setdefault(p.shape, []).append(p)
         self.dtype = dtype
-        super().__init__([{"params": ps} for ps in by_shape.values()], dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
+        super().__init__(
+            [{"params": ps} for ps in by_shape.values()], {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
+        )
 
     @torch.no_grad()
     def step(self):
@@ -253,13 +255,13 @@ def dropout_at(progress, cfg):
     return cfg.dropout * shape[cfg.dropout_schedule]
 
 
-# --- machine --------------------------------------------------------------------------------------------------------------
+# --- machine ---------------------------------------------------------------------------------------------------------
 
 
-def pick_device(cfg, local_rank=0):
-    """-> (device, dtype of matrix products, whether to compile, one line that says why)."""
-    if cfg.device != "auto":
-        name, why = cfg.device, "as told"
+def pick_device(name="auto", local_rank=0):
+    """-> (device, why)."""
+    if name != "auto":
+        why = "as told"
     elif torch.cuda.is_available():
         name, why = f"cuda:{local_rank}", "a CUDA device is there"
     elif torch.backends.mps.is_available():
@@ -271,21 +273,19 @@ def pick_device(cfg, local_rank=0):
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as e:
         raise ValueError(f"device={name!r} cannot be used: {str(e).splitlines()[0]}") from None
-    gain = 1.0
-    if cfg.dtype != "auto":
-        dtype, reason = getattr(torch, cfg.dtype), "as told"
-    elif device.type == "cuda":
-        dtype = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-        reason = "native" if dtype == torch.bfloat16 else "no native bfloat16"
-    elif device.type == "cpu":
+    return device, why
+
+
+def pick_dtype(name, device):
+    """-> (dtype of matrix products, why)."""
+    if name != "auto":
+        return getattr(torch, name), "as told"
+    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.bfloat16, "native"
+    if device.type == "cpu":
         gain = _time_matmul(torch.float32) / _time_matmul(torch.bfloat16)
-        dtype = torch.bfloat16 if gain > 1.5 else torch.float32
-        reason = f"bfloat16 products run at {gain:.1f}x float32's speed"
-    else:
-        dtype, reason = torch.float32, "safe on this device"
-    compiled = cfg.compile == "on" or (cfg.compile == "auto" and device.type == "cuda")
-    dtype_name = str(dtype).removeprefix("torch.")
-    return device, dtype, compiled, f"device {device} ({why}), {dtype_name} ({reason}), compile {'on' if compiled else 'off'}"
+        return torch.bfloat16 if gain > 1.5 else torch.float32, f"bfloat16 products run at {gain:.1f}x float32's speed"
+    return torch.float32, "no native bfloat16"
 
 
 def _time_matmul(dtype):
@@ -297,8 +297,23 @@ def _time_matmul(dtype):
     return min(times)
 
 
+def compile_or_not(model, autocast, rows, T, device):
+    """torch.compile, proven by a forward and backward pass; where that fails, a printed line and the model itself."""
+    compiled = torch.compile(model)
+    try:
+        idx = torch.zeros(rows, T, dtype=torch.long, device=device)
+        with autocast:
+            loss = compiled(idx, idx)
+        loss.backward()
+    except Exception as e:
+        print(f"torch.compile fails here ({type(e).__name__}: {str(e).strip().splitlines()[0]}): going on without it")
+        compiled = model
+    model.zero_grad(set_to_none=True)
+    return compiled
+
+
 def keep_freed_memory():
-    """Ask glibc to keep freed memory instead of handing it back: fresh pages cost an eager CPU step up to half its time."""
+    """Ask glibc to keep freed memory and not hand it back: fresh pages cost an eager CPU step up to half its time."""
     try:
         import ctypes
 
@@ -309,7 +324,15 @@ def keep_freed_memory():
         pass  # not glibc
 
 
-PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "4090": 165e12, "3090": 71e12}
+PEAK_FLOPS = {
+    "H200": 989e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "4090": 165e12,
+    "3090": 71e12,
+}
 
 
 def peak_flops(device):
@@ -319,17 +342,21 @@ def peak_flops(device):
     return next((v for k, v in PEAK_FLOPS.items() if k in torch.cuda.get_device_name(device)), None)
 
 
-# --- files ----------------------------------------------------------------------------------------------------------------
+# --- files -----------------------------------------------------------------------------------------------------------
 
 
 def write_atomically(path, write):
     """write(file) to a temporary file, then rename: whatever happens, `path` is a whole file, the old or the new."""
     temporary = path.with_name(f"{path.name}.tmp")
-    with open(temporary, "wb") as f:
-        write(f)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as f:
+            write(f)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as e:  # torch.save turns a full disk into a RuntimeError
+        temporary.unlink(missing_ok=True)
+        raise OSError(f"cannot write {path} ({e.__cause__ or e}); what was there is untouched") from None
 
 
 def load_checkpoint(path, device="cpu"):
@@ -351,284 +378,95 @@ def load_model(path, device="cpu"):
     return model.to(device).eval(), checkpoint
 
 
-def draw(log, path):
-    """Loss against step, training and val, as a picture."""
-    import matplotlib
+class Run:
+    """The run's folder: log.jsonl (a JSON object per event), run.json (what, where, status), checkpoints, loss.png.
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    Every process has one; only that of rank 0 prints and writes.
+    """
 
-    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    for event, key, style in (("train", "bpb", {"alpha": 0.6, "lw": 1}), ("eval", "bpb", {"marker": "o", "ms": 3})):
-        points = [(e["step"], e[key]) for e in log if e["event"] == event]
-        if points:
-            axes.plot(*zip(*points, strict=True), label=f"{event}: {points[-1][1]:.3f}", **style)
-    values = sorted(e["bpb"] for e in log if e["event"] in ("train", "eval"))
-    if values:
-        axes.set_ylim(values[0] * 0.95, min(values[-1], values[0] * 2.2))
-    axes.set(xlabel="step", ylabel="bits per byte", title=path.parent.name)
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    def __init__(self, cfg, rank):
+        self.cfg, self.writes, self.out = cfg, rank == 0, Path(cfg.out_dir)
+        self.last, self.best_path = self.out / "last.pt", self.out / "best.pt"
+        self.step, self.elapsed, self.best, self.log, self.info = 0, 0.0, math.inf, [], {}
+
+    def say(self, text, end="\n"):
+        if self.writes:
+            print(text, end=end, flush=True)
+
+    def start(self, **info):
+        """Make the folder, or trim a resumed run's log to the checkpoint's step."""
+        self.info = info
+        if not self.writes:
+            return
+        self.out.mkdir(parents=True, exist_ok=True)
+        path = self.out / "log.jsonl"
+        if not self.cfg.resume:
+            for old in (self.last, self.best_path, path, self.out / "run.json", self.out / "loss.png"):
+                old.unlink(missing_ok=True)
+        elif path.exists():
+            lines = path.read_text(encoding="utf-8").splitlines()
+            events = [json.loads(line) for line in lines if line.endswith("}")]  # a killed run may leave half a line
+            self.log = [e for e in events if e["step"] <= self.step]
+            write_atomically(path, lambda f: f.write("".join(json.dumps(e) + "\n" for e in self.log).encode()))
+        self.status("running")
+
+    def record(self, event, **values):
+        if self.writes:
+            entry = {
+                "event": event,
+                "step": self.step,
+                "elapsed": round(self.elapsed, 3),
+                "time": round(time.time(), 3),
+            }
+            self.log.append(entry | values)
+            with open(self.out / "log.jsonl", "a", encoding="utf-8") as f:
+                f.write(json.dumps(self.log[-1]) + "\n")
+
+    def status(self, status, **values):
+        self.info |= {"status": status, "step": self.step, "elapsed": self.elapsed, "updated": time.time()} | values
+        if self.writes:
+            write_atomically(self.out / "run.json", lambda f: f.write(json.dumps(self.info, indent=1).encode()))
+
+    def save(self, path, model, optimizers):
+        if self.writes:
+            state = {"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers]}
+            state |= {"step": self.step, "elapsed": self.elapsed, "best": self.best}
+            state |= {"config": dataclasses.asdict(self.cfg)} | {
+                k: self.info[k] for k in ("commit", "data", "parameters")
+            }
+            write_atomically(path, lambda f: torch.save(state, f))
+
+    def evaluation(self, result, model, optimizers):
+        """Log and print what `evaluate` returned; keep the weights if they are the best so far."""
+        self.record("eval", **result)
+        patches = f" | {result['bytes_per_patch']:.2f} bytes/patch, {result['overflow']:.2%} of rows overflow"
+        self.say(f"val {result['bpb']:.4f} bpb on {result['bytes']:,} bytes" + patches * model.pooled)
+        if result["bpb"] < self.best:
+            self.best = result["bpb"]
+            self.save(self.best_path, model, optimizers)
+
+    def draw(self):
+        """loss.png: training and val loss against the step."""
+        import matplotlib
+
+        matplotlib.use("Agg")
+        import matplotlib.pyplot as plt
+
+        figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+        for event, style in (("train", {"alpha": 0.6, "lw": 1}), ("eval", {"marker": "o", "ms": 3})):
+            points = [(e["step"], e["bpb"]) for e in self.log if e["event"] == event]
+            axes.plot(*zip(*points, strict=True), label=f"{event} {points[-1][1]:.3f}", **style)
+        values = [e["bpb"] for e in self.log if "bpb" in e]
+        axes.set_ylim(min(values) * 0.95, min(max(values), min(values) * 2.2))  # the first steps would flatten the rest
+        axes.set(xlabel="step", ylabel="bits per byte", title=self.out.name)
+        axes.grid(alpha=0.3)
+        axes.legend()
+        figure.savefig(self.out / "loss.png", dpi=110)
+        plt.close(figure)
 
 
 def clock(seconds):
     return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02}:{int(seconds) % 60:02}"
-
-
-# --- the run --------------------------------------------------------------------------------------------------------------
-
-
-def main(argv=None):
-    cfg, words = parse(Config, sys.argv[1:] if argv is None else argv, __doc__, "config/demo.py")
-    if words:
-        raise ValueError(f"what is {words[0]!r}? The config file ends in .py, every knob is --key=value; see --help")
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    local_rank, main_process = int(os.environ.get("LOCAL_RANK", 0)), rank == 0
-    say = print if main_process else (lambda *a, **k: None)
-
-    out = Path(cfg.out_dir)
-    last, best, checkpoint = out / "last.pt", out / "best.pt", None
-    if cfg.resume:
-        checkpoint = load_checkpoint(last)
-        old = build(Config, checkpoint["config"] | {"out_dir": cfg.out_dir}, str(last))
-        for key in sorted(cfg.given - MAY_CHANGE - {"config", "intuition"}):
-            if getattr(cfg, key) != getattr(old, key):
-                raise ValueError(
-                    f"{key}={getattr(cfg, key)!r}, but {last} was trained with {getattr(old, key)!r}; on resume only "
-                    f"{', '.join(sorted(MAY_CHANGE - {'resume', 'overwrite'}))} may change"
-                )
-        changes = {k: getattr(cfg, k) for k in cfg.given & MAY_CHANGE} | {"resume": True, "overwrite": False}
-        if {"max_steps", "max_seconds"} & cfg.given:
-            changes |= {k: getattr(cfg, k) for k in ("max_steps", "max_seconds")}
-        cfg = dataclasses.replace(old, **changes)
-    elif (out / "run.json").exists() and not cfg.overwrite:
-        raise ValueError(f"{out} already holds a run: --resume goes on with it, --overwrite throws it away, --out_dir=DIR avoids it")
-    if cfg.dataset == "stdlib" and not (Path(cfg.data_dir) / "stdlib" / "meta.json").is_file() and main_process and world == 1:
-        say("data/stdlib is not there yet; running: python prepare.py stdlib", flush=True)
-        import prepare
-
-        prepare.main(["stdlib", f"--data_dir={cfg.data_dir}"])
-    train_data, val_data = Data(cfg, "train"), Data(cfg, "val")
-    T = cfg.block_size
-    if len(train_data.symbols) < T + 1:
-        raise ValueError(f"data/{cfg.dataset} has {len(train_data.symbols)} symbols to train on, fewer than block_size={T} + 1")
-    rows = cfg.batch_bytes // T
-    micro = cfg.micro_batch or max(1, rows // world)
-    accumulation = rows // (micro * world)
-    if accumulation * micro * world * T != cfg.batch_bytes:
-        unit = micro * world * T
-        raise ValueError(
-            f"batch_bytes={cfg.batch_bytes} is not a multiple of micro_batch={micro} x {world} processes x block_size={T} "
-            f"= {unit}; try --batch_bytes={max(1, round(cfg.batch_bytes / unit)) * unit}"
-        )
-    if checkpoint and checkpoint["data"] != train_data.sha256:
-        raise ValueError(f"data/{cfg.dataset} is not the data that {last} was trained on (its sha256 differs)")
-
-    device, dtype, compiled, reason = pick_device(cfg, local_rank)
-    if world > 1 and not dist.is_initialized():
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    keep_freed_memory()
-
-    torch.manual_seed(cfg.seed)
-    raw_model = STLM(cfg)
-    if cfg.init_from:
-        source = Path(cfg.init_from)
-        weights = load_checkpoint(source / "best.pt" if (source / "best.pt").exists() else source / "last.pt")["model"]
-        try:
-            raw_model.load_state_dict(weights)
-        except RuntimeError as e:
-            raise ValueError(f"--init_from={source} holds another model: {str(e).splitlines()[1].strip()}") from None
-    raw_model.cfg_dropout = cfg.dropout
-    raw_model.to(device)
-    optimizers = make_optimizers(raw_model, cfg, dtype)
-    step, elapsed, best_bpb = 0, 0.0, math.inf
-    if checkpoint:
-        raw_model.load_state_dict(checkpoint["model"])
-        for optimizer, state in zip(optimizers, checkpoint["optimizers"], strict=True):
-            optimizer.load_state_dict(state)
-        step, elapsed, best_bpb = checkpoint["step"], checkpoint["elapsed"], checkpoint["best"]
-    model = torch.compile(raw_model) if compiled else raw_model
-    if world > 1:
-        model = DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
-
-    n_parameters = raw_model.parameter_table()
-    symbols_per_step = accumulation * micro * world * T
-    say(reason)
-    say(", ".join(f"{part} {n:,}" for part, n in n_parameters.items() if n) + " parameters (embedding tied to the head)")
-    say(
-        f"{len(train_data.symbols):,} symbols of {cfg.dataset}; a step: {accumulation} x {micro} rows x {T} x {world} processes "
-        f"= {symbols_per_step:,}, an epoch: {len(train_data.symbols) / symbols_per_step:,.0f} steps; P = {cfg.n_patches} patches",
-        flush=True,
-    )
-
-    run = {
-        "status": "running", "command": " ".join(["train.py", *(sys.argv[1:] if argv is None else argv)]), "started": time.time(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} {device.type}",
-        "threads": torch.get_num_threads(), "processes": world, "dtype": str(dtype), "compile": compiled,
-        "torch": torch.__version__, "python": platform.python_version(), "platform": platform.platform(), "commit": commit(),
-        "parameters": n_parameters, "data": train_data.meta, "config": dataclasses.asdict(cfg),
-    }  # fmt: skip
-    log = []
-    if main_process:
-        if not cfg.resume and out.exists():
-            for path in (last, best, out / "log.jsonl", out / "run.json", out / "loss.png"):
-                path.unlink(missing_ok=True)
-        out.mkdir(parents=True, exist_ok=True)
-        if cfg.resume and (out / "log.jsonl").exists():
-            lines = (out / "log.jsonl").read_text(encoding="utf-8").splitlines()
-            log = [json.loads(line) for line in lines if line.endswith("}")]
-            log = [e for e in log if e.get("step", 0) <= step]
-            text = "".join(json.dumps(e) + "\n" for e in log)
-            write_atomically(out / "log.jsonl", lambda f: f.write(text.encode()))
-
-    def record(event, **values):
-        if main_process:
-            log.append({"event": event, "step": step, "elapsed": round(elapsed, 3), "time": time.time(), **values})
-            with open(out / "log.jsonl", "a", encoding="utf-8") as f:
-                f.write(json.dumps(log[-1]) + "\n")
-
-    def set_status(status, **values):
-        run.update(status=status, step=step, elapsed=elapsed, updated=time.time(), **values)
-        if main_process:
-            write_atomically(out / "run.json", lambda f: f.write(json.dumps(run, indent=1).encode()))
-
-    def save(path):
-        if main_process:
-            state = {
-                "model": raw_model.state_dict(), "optimizers": [o.state_dict() for o in optimizers], "step": step,
-                "elapsed": elapsed, "best": best_bpb, "config": dataclasses.asdict(cfg), "commit": run["commit"],
-                "data": train_data.sha256, "parameters": n_parameters,
-            }  # fmt: skip
-            write_atomically(path, lambda f: torch.save(state, f))
-
-    stop = []  # signals that arrived; the loop ends after the step
-    handlers = {s: signal.signal(s, lambda number, frame: stop.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
-    autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
-    synchronize = torch.cuda.synchronize if device.type == "cuda" else (lambda: None)
-    peak, live = peak_flops(device), sys.stdout.isatty()
-    set_status("running")
-    record("start", reason=reason, parameters=n_parameters["total"])
-    raw_model.train()
-    tick, logged, stopped = time.perf_counter(), (step, elapsed), False
-    try:
-        while not stopped:
-            progress = step / cfg.max_steps if cfg.max_steps else elapsed / cfg.max_seconds
-            for group in (g for o in optimizers for g in o.param_groups):
-                group["lr"] = group["peak_lr"] * lr_scale(progress, cfg)
-            if cfg.dropout:
-                raw_model.drop.fill_(dropout_at(progress, cfg))
-                torch.manual_seed(hash((cfg.seed, step, rank)) & 0x7FFFFFFF)  # dropout needs no state to resume
-            batch = torch.from_numpy(train_data.batch(cfg.seed, step, rows, T, rank, world)).to(device)
-            loss = torch.zeros((), device=device)
-            for i, part in enumerate(batch.split(micro)):
-                if world > 1:
-                    model.require_backward_grad_sync = i == accumulation - 1
-                try:
-                    with autocast:
-                        part_loss = model(part[:, :-1], part[:, 1:]) / accumulation
-                    part_loss.backward()
-                except Exception as e:
-                    if not compiled or cfg.compile == "on" or world > 1 or step > 0:
-                        raise
-                    say(f"torch.compile does not work here ({type(e).__name__}): going on without it")
-                    model, compiled = raw_model, False
-                    raw_model.zero_grad(set_to_none=True)
-                    with autocast:
-                        part_loss = model(part[:, :-1], part[:, 1:]) / accumulation
-                    part_loss.backward()
-                loss += part_loss.detach()
-            limit = cfg.grad_clip or math.inf
-            norm = torch.nn.utils.clip_grad_norm_(raw_model.parameters(), limit)
-            for optimizer in optimizers:
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-            step += 1
-
-            now = time.perf_counter()
-            elapsed, tick = elapsed + now - tick, now
-            state = torch.tensor([elapsed, float(len(stop))], dtype=torch.float64)
-            if world > 1:  # all ranks follow the clock of rank 0, and stop at the same step
-                state = state.to(device, torch.float32 if device.type == "mps" else torch.float64)
-                dist.broadcast(state[:1], 0)
-                dist.all_reduce(state[1:])
-                elapsed = state[0].item()
-            done = step >= cfg.max_steps if cfg.max_steps else elapsed >= cfg.max_seconds
-            stopped = done or state[1].item() > 0
-            pause = stopped or (cfg.eval_interval and step % cfg.eval_interval == 0)
-
-            if pause or step % cfg.log_interval == 0 or step == 1:
-                loss, norm = loss.item(), norm.item()
-                if not (math.isfinite(loss) and math.isfinite(norm)):
-                    set_status("failed")
-                    record("failed", loss=str(loss))
-                    raise ValueError(
-                        f"step {step}: loss {loss}, gradient norm {norm}, learning rates {cfg.muon_lr:g} and {cfg.adam_lr:g} "
-                        f"x {lr_scale(progress, cfg):.3f}: lower them; last good checkpoint: {last if last.exists() else 'none yet'}"
-                    )
-                speed = (step - logged[0]) * symbols_per_step * train_data.bytes_per_symbol / max(1e-9, elapsed - logged[1])
-                flops = speed / train_data.bytes_per_symbol * raw_model.flops_per_symbol()
-                mfu = f"{flops / peak / world:.1%}" if peak else "n/a"
-                bpb = loss / math.log(2) / train_data.bytes_per_symbol
-                left = elapsed * (cfg.max_steps - step) / step if cfg.max_steps else cfg.max_seconds - elapsed
-                record("train", bpb=bpb, norm=norm, lr_scale=lr_scale(progress, cfg), bytes_per_second=speed, mfu=mfu)
-                say(
-                    f"step {step} | train {bpb:.4f} bpb | norm {norm:.2f} | {speed:,.0f} bytes/s | mfu {mfu} | {clock(max(0, left))} left",
-                    end="   \r" if live and not pause else "\n",
-                    flush=True,
-                )
-                logged = (step, elapsed)
-            if pause:
-                synchronize()
-                elapsed += time.perf_counter() - tick
-                save(last)
-                if not done and not stopped:
-                    result = evaluate(raw_model, val_data, T, cfg.eval_bytes, rank, world)
-                    note(say, record, result, raw_model)
-                    if result["bpb"] < best_bpb:
-                        best_bpb = result["bpb"]
-                        save(best)
-                    set_status("running")
-                logged, tick = (step, elapsed), time.perf_counter()
-        if not done:
-            set_status("interrupted")
-            record("interrupted")
-            say(f"stopped by a signal after step {step}; {last} is saved: --resume goes on")
-            return 128 + stop[0] if stop else 1
-        result = evaluate(raw_model, val_data, T, 0, rank, world)
-        note(say, record, result, raw_model)
-        if result["bpb"] < best_bpb:
-            best_bpb = result["bpb"]
-            save(best)
-        speed = step * symbols_per_step * train_data.bytes_per_symbol / elapsed
-        verdict = {
-            "val_bpb": round(result["bpb"], 4), "val_nats": round(result["bpb"] * math.log(2), 4), "params": n_parameters["total"],
-            "steps": step, "seconds": round(elapsed, 1), "bytes_per_second": round(speed),
-        }  # fmt: skip
-        record("end", **verdict)
-        set_status("finished", verdict=verdict)
-        if main_process:
-            draw(log, out / "loss.png")
-        say(f"weights, log and loss.png are in {out}; python sample.py --out_dir={out} writes text")
-        say(" ".join(f"{k}={v}" for k, v in verdict.items()), flush=True)
-        return 0
-    except BaseException:
-        if run["status"] == "running":
-            set_status("failed")
-        raise
-    finally:
-        for s, handler in handlers.items():
-            signal.signal(s, handler)
-
-
-def note(say, record, result, model):
-    """Log and print an evaluation."""
-    record("eval", **result)
-    pooled = f" | {result['bytes_per_patch']:.2f} bytes/patch, {result['overflow']:.2%} of rows overflow" if model.pooled else ""
-    say(f"val {result['bpb']:.4f} bpb on {result['bytes']:,} bytes{pooled}", flush=True)
 
 
 def commit():
@@ -639,10 +477,226 @@ def commit():
         return "unknown"
 
 
+# --- the run ---------------------------------------------------------------------------------------------------------
+
+
+def resumed(cfg):
+    """The config of the run in out_dir, with what may change taken from the command line, and its last checkpoint."""
+    path = Path(cfg.out_dir) / "last.pt"
+    checkpoint = load_checkpoint(path)
+    old = build(Config, checkpoint["config"], path)
+    for key in sorted(cfg.given - MAY_CHANGE):
+        if getattr(cfg, key) != getattr(old, key):
+            may = ", ".join(sorted(MAY_CHANGE - {"resume", "overwrite", "init_from"}))
+            raise ValueError(
+                f"{key}={getattr(cfg, key)!r}, but {path} has {getattr(old, key)!r}; on resume only {may} may change"
+            )
+    given = cfg.given & MAY_CHANGE | {"out_dir", "resume", "overwrite"}
+    if given & {"max_steps", "max_seconds"}:
+        given |= {"max_steps", "max_seconds"}
+    return dataclasses.replace(old, **{k: getattr(cfg, k) for k in given}), checkpoint
+
+
+def main(argv=None):
+    argv = sys.argv[1:] if argv is None else argv
+    cfg, words = parse(Config, argv, __doc__, "config/demo.py")
+    if words:
+        raise ValueError(f"what is {words[0]!r}? The config file ends in .py, every knob is --key=value; see --help")
+    rank, world, local_rank = (
+        int(os.environ.get(k, d)) for k, d in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
+    )
+    checkpoint = None
+    if cfg.resume:
+        cfg, checkpoint = resumed(cfg)
+    elif (Path(cfg.out_dir) / "run.json").exists() and not cfg.overwrite:
+        ways = "--resume goes on with it, --overwrite throws it away, --out_dir=DIR avoids it"
+        raise ValueError(f"{cfg.out_dir} already holds a run: {ways}")
+    run = Run(cfg, rank)
+
+    # data and batch
+    if cfg.dataset == "stdlib" and not (Path(cfg.data_dir) / "stdlib" / "meta.json").is_file() and world == 1:
+        import prepare
+
+        run.say("the dataset is not there yet; running: python prepare.py stdlib")
+        prepare.main(["stdlib", f"--data_dir={cfg.data_dir}"])
+    train_data, val_data = Data(cfg, "train"), Data(cfg, "val")
+    T, size = cfg.block_size, len(train_data.symbols)
+    if size < T + 1:
+        raise ValueError(f"{cfg.dataset} has {size} symbols to train on; block_size={T} needs at least {T + 1}")
+    if checkpoint and checkpoint["data"]["train"] != train_data.meta["train"]:
+        raise ValueError(f"{cfg.dataset} is not the data that {run.last} was trained on: its sha256 differs")
+    rows = cfg.batch_bytes // T
+    micro = cfg.micro_batch or max(1, rows // world)
+    accumulation = rows // (micro * world)
+    if accumulation * micro * world * T != cfg.batch_bytes:
+        unit = micro * world * T
+        raise ValueError(
+            f"batch_bytes={cfg.batch_bytes} is not a multiple of micro_batch={micro} x {world} processes x "
+            f"block_size={T} = {unit}; try --batch_bytes={max(1, round(cfg.batch_bytes / unit)) * unit}"
+        )
+
+    # machine
+    device, why_device = pick_device(cfg.device, local_rank)
+    dtype, why_dtype = pick_dtype(cfg.dtype, device)
+    compiled = cfg.compile == "on" or (cfg.compile == "auto" and device.type == "cuda")
+    reason = f"{device} ({why_device}), {str(dtype)[6:]} ({why_dtype}), compile {'on' if compiled else 'off'}"
+    autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+    synchronize = torch.cuda.synchronize if device.type == "cuda" else (lambda: None)
+    if world > 1 and not dist.is_initialized():
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    keep_freed_memory()
+
+    # model: raw_model is what is saved, evaluated and sampled; model is what trains, compiled or wrapped
+    torch.manual_seed(cfg.seed)
+    raw_model = STLM(cfg)
+    if checkpoint:
+        raw_model.load_state_dict(checkpoint["model"])
+    elif cfg.init_from:
+        path = next((p for p in (Path(cfg.init_from) / "best.pt", Path(cfg.init_from) / "last.pt") if p.exists()), None)
+        try:
+            raw_model.load_state_dict(load_checkpoint(path or Path(cfg.init_from) / "last.pt")["model"])
+        except RuntimeError as e:
+            raise ValueError(f"{path} holds another model: {str(e).splitlines()[1].strip()}") from None
+    raw_model.may_drop = cfg.dropout > 0
+    raw_model.to(device).train()
+    optimizers = make_optimizers(raw_model, cfg, dtype)
+    if checkpoint:
+        for optimizer, state in zip(optimizers, checkpoint["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
+        run.step, run.elapsed = checkpoint["step"], checkpoint["elapsed"]
+        run.best = load_checkpoint(run.best_path)["best"] if run.best_path.exists() else math.inf
+    model, tick = raw_model, time.perf_counter()
+    if compiled:
+        model = compile_or_not(raw_model, autocast, micro, T, device)
+        run.elapsed += time.perf_counter() - tick  # races count the time to compile
+    if world > 1:
+        model = DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
+    parameters, per_step = raw_model.parameter_table(), accumulation * micro * world * T
+    run.say(reason)
+    run.say("parameters: " + ", ".join(f"{part} {n:,}" for part, n in parameters.items()) + " (head tied to embedding)")
+    run.say(
+        f"a step: {accumulation} x {micro} rows x {T} x {world} processes = {per_step:,} of {size:,} symbols of text"
+    )
+    run.start(
+        command=shlex.join(["train.py", *argv]),
+        config=dataclasses.asdict(cfg),
+        parameters=parameters,
+        data=train_data.meta,
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} {device.type}",
+        why=reason,
+        processes=world,
+        threads=torch.get_num_threads(),
+        versions={"torch": torch.__version__, "python": platform.python_version(), "platform": platform.platform()},
+        commit=commit(),
+    )
+    run.record("start")
+
+    def progress():
+        return run.step / cfg.max_steps if cfg.max_steps else run.elapsed / cfg.max_seconds
+
+    signals = []  # that arrived; the loop ends after the step
+    handlers = {
+        s: signal.signal(s, lambda number, frame: signals.append(number)) for s in (signal.SIGINT, signal.SIGTERM)
+    }
+    peak, live = peak_flops(device), sys.stdout.isatty()
+    tick, logged, stop = time.perf_counter(), (run.step, run.elapsed), progress() >= 1
+    try:
+        while not stop:
+            scale = lr_scale(progress(), cfg)
+            for group in (g for o in optimizers for g in o.param_groups):
+                group["lr"] = group["peak_lr"] * scale
+            if cfg.dropout:
+                raw_model.drop.fill_(dropout_at(progress(), cfg))
+                torch.manual_seed((cfg.seed * 1_000_003 + run.step) * world + rank)  # so that resuming needs no state
+            batch = torch.from_numpy(train_data.batch(cfg.seed, run.step, rows, T, rank, world)).to(device)
+            loss = torch.zeros((), device=device)
+            for i, part in enumerate(batch.split(micro)):
+                if world > 1:
+                    model.require_backward_grad_sync = i == accumulation - 1
+                with autocast:
+                    part_loss = model(part[:, :-1], part[:, 1:]) / accumulation
+                part_loss.backward()
+                loss += part_loss.detach()
+            norm = torch.nn.utils.clip_grad_norm_(raw_model.parameters(), cfg.grad_clip or math.inf)
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+            run.step += 1
+
+            now = time.perf_counter()
+            run.elapsed, tick = run.elapsed + now - tick, now
+            interrupted = len(signals) > 0
+            if world > 1:  # every process follows the clock of rank 0 and heeds a signal that any of them got
+                state = torch.tensor([run.elapsed if rank == 0 else 0.0, float(interrupted)], device=device)
+                dist.all_reduce(state)
+                run.elapsed, interrupted = state[0].item(), state[1].item() > 0
+            stop = interrupted or progress() >= 1
+            pause = stop or (cfg.eval_interval and run.step % cfg.eval_interval == 0)
+
+            if pause or run.step % cfg.log_interval == 0 or run.step == 1:
+                if world > 1:
+                    dist.all_reduce(loss)
+                loss, norm = loss.item() / world, norm.item()
+                if not (math.isfinite(loss) and math.isfinite(norm)):
+                    run.record("failed", loss=str(loss), norm=str(norm))
+                    raise ValueError(
+                        f"step {run.step}: loss {loss}, gradient norm {norm}; muon_lr is {cfg.muon_lr * scale:.3g}, "
+                        f"adam_lr {cfg.adam_lr * scale:.3g}: lower them; last good checkpoint: "
+                        f"{run.last if run.last.exists() else 'none yet'}"
+                    )
+                symbols_per_second = (run.step - logged[0]) * per_step / max(1e-9, run.elapsed - logged[1])
+                speed = symbols_per_second * train_data.bytes_per_symbol
+                mfu = f"{symbols_per_second * raw_model.flops_per_symbol() / peak / world:.1%}" if peak else "n/a"
+                bpb = loss / math.log(2) / train_data.bytes_per_symbol
+                left = clock(run.elapsed / progress() * max(0, 1 - progress()))
+                run.record("train", bpb=bpb, norm=norm, lr_scale=scale, bytes_per_second=round(speed), mfu=mfu)
+                line = f"step {run.step} | train {bpb:.4f} bpb | norm {norm:.2f} | {speed:,.0f} bytes/s | mfu {mfu}"
+                run.say(f"{line} | {left} left", end="   \r" if live and not pause else "\n")
+                logged = (run.step, run.elapsed)
+            if pause:
+                synchronize()
+                run.elapsed += time.perf_counter() - tick
+                run.save(run.last, raw_model, optimizers)
+                if not stop:
+                    run.evaluation(evaluate(raw_model, val_data, T, cfg.eval_bytes, rank, world), raw_model, optimizers)
+                    run.status("running")
+                logged, tick = (run.step, run.elapsed), time.perf_counter()
+        if progress() < 1:
+            run.record("interrupted")
+            run.status("interrupted")
+            run.say(f"stopped by a signal after step {run.step}; {run.last} is saved, --resume goes on")
+            return 130
+        result = evaluate(raw_model, val_data, T, 0, rank, world)
+        run.evaluation(result, raw_model, optimizers)
+        verdict = {
+            "val_bpb": f"{result['bpb']:.4f}",
+            "val_nats": f"{result['bpb'] * math.log(2):.4f}",
+            "params": parameters["total"],
+            "steps": run.step,
+            "seconds": f"{run.elapsed:.1f}",
+            "bytes_per_second": round(run.step * per_step * train_data.bytes_per_symbol / run.elapsed),
+        }
+        run.record("end", **verdict)
+        run.status("finished", verdict=verdict)
+        if run.writes:
+            run.draw()
+        run.say(f"weights, log and loss.png are in {run.out}; python sample.py --out_dir={run.out} writes text")
+        run.say(" ".join(f"{k}={v}" for k, v in verdict.items()))
+        return 0
+    except BaseException:
+        run.status("failed")
+        raise
+    finally:
+        for s, handler in handlers.items():
+            signal.signal(s, handler)
+
+
 if __name__ == "__main__":
     try:
         code = main()
-    except ValueError as e:
+    except (ValueError, OSError) as e:
         sys.exit(f"train.py: {e}")
     finally:
         if dist.is_initialized():

@@ -2,10 +2,11 @@
 
     cfg, paths = parse(Config, argv, usage)        # "config/demo.py --max_seconds=60 --seed 3"
 
-The dataclass is the only list of knobs: name, type, default, and a trailing comment that `--help` prints. A config file is
-plain Python that assigns some of them; it may compute, keep helpers in _underscored names, and build on another file with
-`from config.stlm_10m import *`. Its docstring says why the experiment is worth running. The command line wins over the file.
-Whatever is misspelt, of the wrong type or impossible is a ValueError that names the key, where it stood and the nearest name.
+The dataclass is the only list of knobs: name, type, default, and a trailing comment that `--help` prints. A config file
+is plain Python that assigns some of them; it may compute, keep helpers in _underscored names, and build on another file
+with `from config.stlm_10m import *`. Its docstring says why the experiment is worth running. The command line wins over
+the file. What is misspelt, of the wrong type or impossible is a ValueError that names the key, where it stood and the
+nearest name.
 """
 
 import dataclasses
@@ -86,9 +87,9 @@ def build(cls, values, where="config"):
 def parse(cls, argv, usage, default_file=None):
     """Read `[CONFIG.py] [WORD...] [--key=value | --key value | --flag]...` into an instance of `cls`.
 
-    Returns (config, words): words are the arguments without dashes that are not a config file (only where `default_file`
-    is given is a config file looked for: the first word that ends in .py). config.given is the set of keys that were said, in
-    a file the user named or on the command line. `--help` prints `usage` and every knob, and exits.
+    Returns (config, words): words are the arguments without dashes that are not a config file (one is looked for
+    where `default_file` is given: the first word that ends in .py). config.given is the set of keys that were
+    said, in a file the user named or on the command line. `--help` prints `usage` and every knob, and exits.
     """
     if "--help" in argv or "-h" in argv:
         print(usage.strip() + "\n\n" + describe(cls))
@@ -128,12 +129,14 @@ def parse(cls, argv, usage, default_file=None):
 
 def describe(cls):
     """The dataclass as text: each knob with its default and its trailing comment, in groups as in the source."""
-    lines = []
+    lines, group = [], None
     for base in reversed(cls.__mro__[:-1]):
         for line in inspect.getsource(base).splitlines():
-            if group := re.match(r"    # (.+)", line):
-                lines.append(f"{group[1]}")
+            if title := re.match(r"    # (.+)", line):
+                group = title[1]
             elif knob := re.match(r"    (\w+): .+? = (.+?)  # (.+)", line):
+                lines += [group] if group else []
+                group = None
                 default = knob[2].replace('"', "'")
                 lines.append(f"  --{knob[1]}={default}".ljust(29) + f" {knob[3]}")
     return "\n".join(lines)

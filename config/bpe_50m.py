@@ -1,0 +1,19 @@
+"""50M parameters, GPT-2's tokenizer: the same recipe as stlm_50m with the vocabulary that most models have.
+
+Nearly half the parameters are the (tied) embedding of 50257 tokens, which leaves 11 layers, 448 wide. A token is about
+4.4 bytes, so 256 tokens see as much text as 1024 bytes do. Its data: python prepare.py SOURCE --name=textbooks-gpt2
+--tokenizer=gpt2
+"""
+
+dataset = "textbooks-gpt2"
+max_steps = 20000
+tokenizer = "gpt2"
+pooling = "none"
+block_size = 256
+n_layer = 11
+n_head = 7
+n_embd = 448
+# a step is 30k tokens, about the 131072 bytes of stlm_50m's
+batch_bytes = 32768
+micro_batch = 64
+eval_interval = 500

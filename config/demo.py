@@ -1,0 +1,21 @@
+"""The first run: Python's own standard library, 3 minutes on a laptop's CPU, then Python-looking text.
+
+About a million parameters in the same shape as the large configs: bytes, patches that end at spaces and punctuation, a
+small looped trunk, two tables of hashed n-grams.
+"""
+
+dataset = "stdlib"
+max_seconds = 180
+# model
+block_size = 512
+max_patches = 96
+n_layer = 2
+n_loop = 2
+n_head = 4
+n_embd = 128
+n_local_embd = 96
+n_tables = 2
+table_size = 2048
+# training
+batch_bytes = 8192
+eval_interval = 500

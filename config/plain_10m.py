@@ -1,0 +1,14 @@
+"""10M parameters, no pooling: what stlm_10m has to beat.
+
+A plain byte transformer with every other improvement (Muon, rotary positions, ReLU^2, a tied 256-row embedding). Each
+byte pays for the whole trunk, so it reads several times fewer bytes in the same time than its pooled twin.
+"""
+
+from config.stlm_10m import *
+
+pooling = "none"
+max_patches = 0
+n_layer = 8
+n_head = 5
+n_embd = 320
+n_tables = 0

@@ -1,0 +1,11 @@
+"""50M parameters, no pooling: what stlm_50m has to beat, with every other improvement."""
+
+from config.stlm_50m import *
+
+pooling = "none"
+max_patches = 0
+n_layer = 10
+n_head = 10
+n_embd = 640
+n_tables = 0
+micro_batch = 16

@@ -1,0 +1,120 @@
+"""Write text with a trained model, streamed as it comes.
+
+    python sample.py                                     # the newest run under out/
+    python sample.py --out_dir=out/stlm_10m --prompt="The mitochondria" --temperature=0.7
+    cat question.txt | python sample.py --prompt_file=- --max_new_bytes=200
+
+Text goes to stdout (UTF-8; the prompt first), everything else to stderr. `--help` lists every knob.
+"""
+
+import codecs
+import os
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from config import parse
+from model import EOT, MASK, PAD
+from train import load_model, pick_device
+
+
+@dataclass
+class SampleConfig:
+    # model
+    out_dir: str = ""  # the run's folder; empty: the newest under out/
+    weights: Literal["best", "last"] = "best"  # of the run: lowest val loss, or newest
+    device: str = "auto"  # auto: cuda, else mps, else cpu
+    # text
+    prompt: str = ""  # what to go on from; empty: the start of a document
+    prompt_file: str = ""  # read the prompt from this file; - is standard input
+    max_new_bytes: int = 500  # bytes after the prompt
+    num_samples: int = 1  # texts to write, one after the other
+    stop: bool = True  # end a text where the model ends its document
+    # choice of the next byte
+    temperature: float = 0.8  # below 1 is safer, above 1 is wilder; 0: always the most likely
+    top_k: int = 0  # only the k most likely; 0: all
+    top_p: float = 1.0  # only the most likely that together hold this share
+    seed: int = 1337  # same seed, same text
+
+    def __post_init__(self):
+        if self.prompt and self.prompt_file:
+            raise ValueError("give prompt or prompt_file, not both")
+        for key in ("max_new_bytes", "temperature", "top_k", "seed"):
+            if getattr(self, key) < 0:
+                raise ValueError(f"{key}={getattr(self, key)} must not be negative")
+        if self.num_samples < 1:
+            raise ValueError(f"num_samples={self.num_samples} must be at least 1")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p={self.top_p} must be above 0 and at most 1")
+
+
+def newest_run():
+    runs = sorted(Path("out").glob("*/last.pt"), key=lambda p: p.stat().st_mtime)
+    if not runs:
+        raise ValueError("no run under out/ yet: python train.py makes one")
+    return runs[-1].parent
+
+
+def read_prompt(cfg):
+    """The prompt as bytes of UTF-8."""
+    if not cfg.prompt_file:
+        return cfg.prompt.encode("utf-8", errors="replace")
+    try:
+        raw = sys.stdin.buffer.read() if cfg.prompt_file == "-" else Path(cfg.prompt_file).read_bytes()
+        raw.decode("utf-8")
+    except OSError as e:
+        raise ValueError(f"prompt_file={cfg.prompt_file}: {e.strerror}") from None
+    except UnicodeDecodeError as e:
+        special = " (reserved for the model)" if raw[e.start] in (EOT, PAD, MASK) else ""
+        byte = f"0x{raw[e.start]:02X}{special}"
+        raise ValueError(f"prompt_file={cfg.prompt_file} is not UTF-8: byte {e.start} is {byte}") from None
+    return raw
+
+
+def main(argv=None):
+    cfg, words = parse(SampleConfig, sys.argv[1:] if argv is None else argv, __doc__)
+    if words:
+        raise ValueError(f"what is {words[0]!r}? Say --prompt={words[0]!r} to go on from it; see --help")
+    prompt = read_prompt(cfg)
+    out = Path(cfg.out_dir) if cfg.out_dir else newest_run()
+    path = out / f"{cfg.weights}.pt"
+    path = path if path.exists() else out / "last.pt"  # a run that never got as far as an evaluation has no best
+    device = pick_device(cfg.device)[0]
+    model, checkpoint = load_model(path, device)
+    print(
+        f"{path}: step {checkpoint['step']}, {checkpoint['parameters']['total']:,} parameters, {device}",
+        file=sys.stderr,
+    )
+    sys.stdout.reconfigure(encoding="utf-8")
+    generator = torch.Generator().manual_seed(cfg.seed)
+    for i in range(cfg.num_samples):
+        if i:
+            print(f"--- sample {i + 1} ---", file=sys.stderr)
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a character may arrive in four pieces
+        print(decoder.decode(prompt), end="", flush=True)
+        start, n = time.perf_counter(), 0
+        options = (cfg.temperature, cfg.top_k, cfg.top_p, generator, cfg.stop)
+        for piece in model.generate(prompt, cfg.max_new_bytes, *options):
+            n += len(piece)
+            print(decoder.decode(piece), end="", flush=True)
+            if n >= cfg.max_new_bytes:  # (a BPE baseline writes several bytes at once)
+                break
+        print(decoder.decode(b"", final=True), flush=True)
+        seconds = time.perf_counter() - start
+        print(f"{n} bytes in {seconds:.2f} s: {n / seconds:,.0f} bytes/s", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ValueError as e:
+        sys.exit(f"sample.py: {e}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:  # `python sample.py | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)

@@ -1,0 +1,54 @@
+"""Shared: a small dataset in the format of prepare.py, and the arguments of a run that takes seconds."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+WORDS = ["the", "of", "and", "to", "in", "is", "that", "for", "it", "as", "was", "with", "be", "by", "on", "not", "he"]
+
+
+def write_dataset(folder, train, val):
+    """train, val: bytes with EOT between documents -> folder/{train,val}.bin and meta.json."""
+    folder.mkdir(parents=True)
+    meta = {"name": folder.name, "tokenizer": "bytes", "dtype": "uint8"}
+    for split, text in (("train", train), ("val", val)):
+        (folder / f"{split}.bin").write_bytes(text)
+        n = len(text) - text.count(0xFF)
+        meta[split] = {"bytes": n, "documents": 1, "sha256": hashlib.sha256(text).hexdigest()}
+    (folder / "meta.json").write_text(json.dumps(meta))
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory):
+    """data/words: sentences of common words, documents with EOT between."""
+    rng = np.random.default_rng(0)
+    documents = [" ".join(rng.choice(WORDS, 60)).encode() + b".\n" for _ in range(80)]
+    folder = tmp_path_factory.mktemp("data")
+    write_dataset(folder / "words", b"\xff".join(documents[:70]), b"\xff".join(documents[70:]))
+    return folder
+
+
+SMALL = ["--dataset=words", "--block_size=32", "--max_patches=16", "--n_layer=2", "--n_head=2", "--n_embd=32"]
+SMALL += ["--n_local_embd=16", "--n_tables=1", "--table_size=64", "--batch_bytes=256", "--device=cpu"]
+SMALL += ["--dtype=float32", "--max_seconds=0", "--eval_interval=0", "--eval_bytes=500", "--log_interval=1"]
+
+
+@pytest.fixture
+def small(data_dir):
+    return [*SMALL, f"--data_dir={data_dir}"]
+
+
+def run(script, *args, check=True, **kwargs):
+    """Run one of the project's scripts as a user does."""
+    env = os.environ | {"OMP_NUM_THREADS": "1"} | kwargs.pop("env", {})
+    command = [sys.executable, str(ROOT / script), *map(str, args)]
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=240, **kwargs)
+    assert not check or done.returncode == 0, done.stdout + done.stderr
+    return done

@@ -1,0 +1,86 @@
+"""Config files and command lines: what is wrong is named, with the file and the nearest valid name."""
+
+import re
+
+import pytest
+
+from config import describe, parse
+from train import Config
+
+DEFAULT = "config/demo.py"
+
+
+def read(*argv):
+    return parse(Config, list(argv), "usage", DEFAULT)[0]
+
+
+def test_the_command_line_wins_over_the_file_and_the_file_over_the_default(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        '"""Why."""\nimport math\n_half = 64\nmax_seconds = 5\nn_embd = 2 * _half\nn_head = int(math.sqrt(4))\n'
+    )
+    cfg = read(str(path), "--n_layer", "3", "--adam_lr=1e-3", "--overwrite", "--max_seconds=7", "--seed=1_000")
+    assert (cfg.n_embd, cfg.n_head, cfg.n_layer, cfg.adam_lr, cfg.max_seconds) == (128, 2, 3, 1e-3, 7.0)
+    assert cfg.overwrite and cfg.seed == 1000 and cfg.intuition == "Why." and cfg.out_dir == "out/mine"
+    assert read(str(path), "--overwrite=false", "--max_steps=1e3", "--max_seconds=0").max_steps == 1000
+
+
+def test_a_file_builds_on_another(tmp_path):
+    path = tmp_path / "child.py"
+    path.write_text('"""Wider."""\nfrom config.stlm_10m import *\n\nn_embd = n_embd * 2\n')
+    cfg = read(str(path))
+    assert cfg.n_embd == 640 and cfg.n_tables == read("config/stlm_10m.py").n_tables and cfg.intuition == "Wider."
+
+
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        (["--n_leyer=3"], ["command line", "'n_leyer'", "'n_layer'"]),
+        (["--n_layer=three"], ["command line", "n_layer='three'", "int"]),
+        (["--n_layer=2.5"], ["n_layer", "int"]),
+        (["--n_layer"], ["n_layer", "needs a value"]),
+        (["--share_ffn=maybe"], ["share_ffn", "true/false"]),
+        (["--pooling=spaces"], ["pooling='spaces'", "'none', 'fixed', 'space'", "did you mean 'space'"]),
+        (["--n_head=5"], ["n_embd", "n_head", "multiple"]),
+        (["--max_steps=5"], ["max_steps=5", "max_seconds=180"]),
+        (["--dropout=1.5"], ["dropout=1.5"]),
+        (["--warmup=0.8"], ["warmup=0.8", "decay"]),
+        (["--resume", "--overwrite"], ["resume", "overwrite"]),
+        (["config/dmo.py"], ["config/dmo.py", "config/demo.py"]),
+    ],
+)
+def test_command_line_errors_name_the_key_and_the_fix(argv, words):
+    with pytest.raises(ValueError) as e:
+        read(*argv)
+    assert "\n" not in str(e.value)
+    for word in words:
+        assert word in str(e.value)
+
+
+@pytest.mark.parametrize(
+    "source, words",
+    [
+        ("n_leyer = 3", ["bad.py", "'n_leyer'", "'n_layer'"]),
+        ("max_seconds = 1\nn_layer = '3'", ["bad.py", "n_layer='3'", "int"]),
+        ("share_ffn = 1", ["bad.py", "share_ffn", "true/false"]),
+        ("max_seconds = 1\nn_head = 5", ["bad.py", "n_embd"]),
+        ("n_layer = 1 / 0", ["bad.py", "ZeroDivisionError"]),
+        ("n_layer = = 3", ["bad.py", "SyntaxError"]),
+        ("from config.nothing import *", ["bad.py", "nothing"]),
+    ],
+)
+def test_config_file_errors_name_the_file(tmp_path, source, words):
+    (tmp_path / "bad.py").write_text(source)
+    with pytest.raises(ValueError) as e:
+        read(str(tmp_path / "bad.py"))
+    for word in words:
+        assert word in str(e.value)
+
+
+def test_help_lists_every_knob_and_fits_two_screens(capsys):
+    with pytest.raises(SystemExit) as e:
+        read("--help")
+    text = capsys.readouterr().out
+    assert e.value.code == 0 and len(text.splitlines()) < 100
+    knobs = set(re.findall(r"--(\w+)=", describe(Config)))
+    assert knobs == set(Config.__dataclass_fields__) - {"config", "intuition"}

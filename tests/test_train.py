@@ -1,0 +1,366 @@
+"""The training loop: data order, resuming, processes, checkpoints."""
+
+import itertools
+import json
+import math
+import signal
+import socket
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, run, write_dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import train
+from model import STLM, ModelConfig
+from train import Config, Data, Muon, evaluate, load_checkpoint, load_model, orthogonal
+
+
+def make_data(symbols, meta=None):
+    data = Data.__new__(Data)
+    data.symbols, data._epoch = np.asarray(symbols), (None, None)
+    data.length, data.eot = np.where(np.arange(256) == 255, 0, 1), 255
+    return data
+
+
+# --- data order ---------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(9, 400), st.integers(1, 8), st.integers(0, 5))
+def test_an_epoch_visits_each_byte_once_and_all_but_fewer_than_T(size, T, epoch):
+    data = make_data(np.arange(size))  # every symbol is its own position
+    n = size // T
+    rows = np.concatenate([data.batch(3, step, 1, T) for step in range(epoch * n, epoch * n + n)])
+    targets = rows[:, 1:].ravel()
+    assert len(set(targets)) == len(targets) > size - T
+    assert (rows[:, 1:] == (rows[:, :-1] + 1) % size).all(), "a row is a slice of the (circular) text"
+
+
+def test_epochs_differ_and_seeds_differ_and_both_repeat():
+    data, n = make_data(np.arange(1000)), 100
+    epochs = [
+        np.concatenate([data.batch(s, e * n + i, 1, 10) for i in range(n)]) for s, e in ((1, 0), (1, 1), (2, 0), (1, 0))
+    ]
+    assert not (epochs[0] == epochs[1]).all() and not (epochs[0] == epochs[2]).all() and (epochs[0] == epochs[3]).all()
+    assert epochs[0][:, 0].min() % 10 != epochs[1][:, 0].min() % 10, "windows start at another offset"
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_ranks_share_the_global_batch(world):
+    data = make_data(np.arange(997))
+    for step in (0, 3, 40):
+        whole = data.batch(7, step, 8, 12)
+        shares = [data.batch(7, step, 8, 12, rank, world) for rank in range(world)]
+        assert (np.concatenate(shares) == whole).all()
+
+
+# --- evaluation ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pooling", ["none", "space"])
+def test_bits_per_byte_is_the_sum_over_every_byte_of_the_file(pooling):
+    """Against one byte at a time; EOT counts in neither sum; windows of T and a short last one."""
+    torch.manual_seed(0)
+    model = STLM(ModelConfig(pooling=pooling, block_size=16, n_layer=1, n_head=1, n_embd=16, n_local_embd=16)).eval()
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    symbols = np.frombuffer(b"one two three\xfffour five, six seven eight\xffnine ten eleven", dtype=np.uint8)
+    total, before = 0.0, 255
+    for start in range(0, len(symbols), 16):
+        window = [before, *symbols[start : start + 16].tolist()]
+        for t in range(1, len(window)):
+            if window[t] != 255:
+                logits = model(torch.tensor([window[:t]]))[0, -1].double()
+                total -= logits.log_softmax(0)[window[t]].item()
+        before = window[-1]
+    result = evaluate(model, make_data(symbols), 16)
+    assert result["nats"] == pytest.approx(total, abs=1e-4)
+    assert result["bytes"] == len(symbols) - 2
+    assert result["bpb"] == pytest.approx(total / math.log(2) / (len(symbols) - 2), rel=1e-5)
+
+
+def test_uniform_model_scores_eight_bits():
+    model = STLM(ModelConfig(block_size=16, n_layer=1, n_head=1, n_embd=16, n_local_embd=16))
+    model.embed.weight.data.zero_()
+    assert evaluate(model, make_data(np.arange(200) % 256), 16)["bpb"] == pytest.approx(8.0, abs=1e-6)
+
+
+def test_evaluation_reports_overflow():
+    model = STLM(ModelConfig(block_size=16, max_patches=4, n_layer=1, n_head=1, n_embd=16, n_local_embd=16))
+    few, many = np.frombuffer(b"abcdefg hijklmn " * 8, np.uint8), np.frombuffer(b"a b c d e f g h " * 8, np.uint8)
+    assert evaluate(model, make_data(few), 16)["overflow"] == 0
+    result = evaluate(model, make_data(many), 16)
+    assert result["overflow"] == 1 and 1.5 < result["bytes_per_patch"] < 2.1
+
+
+# --- optimizer ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (2, 6, 20), (1, 20, 6)])
+def test_orthogonal_makes_singular_values_near_one(shape):
+    torch.manual_seed(0)
+    values = torch.linalg.svdvals(orthogonal(torch.randn(shape)))
+    assert values.min() > 0.4 and values.max() < 1.4
+
+
+def test_muon_in_batches_equals_muon_one_by_one():
+    torch.manual_seed(0)
+    weights = [torch.nn.Parameter(torch.randn(4, 6)) for _ in range(3)]
+    copies = [torch.nn.Parameter(w.detach().clone()) for w in weights]
+    together = [Muon(weights, 0.1, 0.9, 0.01, torch.float32)]
+    apart = [Muon([c], 0.1, 0.9, 0.01, torch.float32) for c in copies]
+    for step in range(4):
+        for w, c in zip(weights, copies, strict=True):
+            w.grad = torch.randn(4, 6, generator=torch.Generator().manual_seed(step))
+            c.grad = w.grad.clone()
+        for optimizer in together + apart:
+            optimizer.step()
+    for w, c in zip(weights, copies, strict=True):
+        assert torch.allclose(w, c, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "schedule, expected", [("constant", [0.4] * 3), ("linear", [0, 0.2, 0.4]), ("triangle", [0, 0.4, 0])]
+)
+def test_dropout_schedules(schedule, expected):
+    cfg = SimpleNamespace(dropout=0.4, dropout_schedule=schedule)
+    assert [train.dropout_at(p, cfg) for p in (0, 0.5, 1)] == pytest.approx(expected)
+
+
+def test_learning_rate_rises_holds_and_falls_to_zero():
+    cfg = SimpleNamespace(warmup=0.1, decay=0.5)
+    scales = [train.lr_scale(p, cfg) for p in np.linspace(0, 1, 101)]
+    assert 0 < scales[0] < 0.05 and scales[15] == scales[45] == 1 and scales[100] == 0
+    assert all(a > b for a, b in itertools.pairwise(scales[50:]))
+
+
+# --- whole runs ---------------------------------------------------------------------------------------------------
+
+
+def weights_of(folder):
+    return load_checkpoint(folder / "last.pt")["model"]
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def losses(folder):
+    events = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return {e["step"]: e["bpb"] for e in events if e["event"] == "train"}
+
+
+def test_training_lowers_the_loss_and_leaves_everything(small, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert train.main([*small, "--max_steps=60", "--eval_interval=30", f"--out_dir={out}"]) == 0
+    verdict = dict(pair.split("=") for pair in capsys.readouterr().out.splitlines()[-1].split())
+    assert list(verdict) == ["val_bpb", "val_nats", "params", "steps", "seconds", "bytes_per_second"]
+    assert float(verdict["val_bpb"]) < 4.5 < 7.5 < losses(out)[1]
+    assert float(verdict["val_nats"]) == pytest.approx(float(verdict["val_bpb"]) * math.log(2), abs=1e-4)
+    info = json.loads((out / "run.json").read_text())
+    assert info["status"] == "finished" and info["config"]["max_steps"] == 60 and info["versions"]["torch"]
+    assert (out / "loss.png").read_bytes()[:4] == b"\x89PNG"
+    for name in ("last.pt", "best.pt"):  # tensors and plain values only, names without wrappers
+        assert not any("_orig_mod" in k or "module." in k for k in torch.load(out / name, weights_only=True)["model"])
+    model, checkpoint = load_model(out / "last.pt")
+    assert evaluate(model, Data(Config(**checkpoint["config"]), "val"), 32)["bpb"] == pytest.approx(
+        float(verdict["val_bpb"]), abs=1e-4
+    )
+
+
+def test_resumed_equals_uninterrupted_bit_for_bit(small, tmp_path):
+    """With dropout; stopped by a signal after a step that is no evaluation; evaluated more often after resuming."""
+    args = [*small, "--max_steps=24", "--dropout=0.2", "--dropout_schedule=triangle", "--eval_interval=10"]
+    train.main([*args, f"--out_dir={tmp_path / 'whole'}"])
+    original, calls = Data.batch, []
+
+    def batch_and_interrupt(self, *a):
+        calls.append(1)
+        if len(calls) == 13:
+            signal.raise_signal(signal.SIGTERM)
+        return original(self, *a)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Data, "batch", batch_and_interrupt)
+        assert train.main([*args, f"--out_dir={tmp_path / 'parts'}"]) == 130
+    assert load_checkpoint(tmp_path / "parts" / "last.pt")["step"] == 13
+    assert json.loads((tmp_path / "parts" / "run.json").read_text())["status"] == "interrupted"
+    train.main([*small[:1], f"--out_dir={tmp_path / 'parts'}", "--resume", "--eval_interval=3", "--eval_bytes=300"])
+    assert same(weights_of(tmp_path / "whole"), weights_of(tmp_path / "parts"))
+    assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
+
+
+def test_evaluating_more_changes_no_training_loss(small, tmp_path):
+    for name, interval in (("never", 0), ("often", 2)):
+        train.main(
+            [*small, "--max_steps=8", "--dropout=0.1", f"--eval_interval={interval}", f"--out_dir={tmp_path / name}"]
+        )
+    assert losses(tmp_path / "never") == losses(tmp_path / "often")
+
+
+PROBE = """
+import sys, torch, train
+step, seen = torch.optim.AdamW.step, []
+def spy(self, *a, **k):
+    if not seen:
+        seen.append({i: p.grad.clone() for i, p in enumerate(train_model[0].parameters())})
+        torch.save(seen[0], sys.argv[1])
+    return step(self, *a, **k)
+train_model, make = [], train.make_optimizers
+def remember(model, *a):
+    train_model.append(model)
+    made = make(model, *a)
+    made.reverse()  # AdamW first, so that the spy sees the gradients before any step
+    return made
+train.make_optimizers, torch.optim.AdamW.step = remember, spy
+code = train.main(sys.argv[2:])
+if torch.distributed.is_initialized():
+    torch.distributed.destroy_process_group()
+sys.exit(code)
+"""
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def test_one_process_equals_two(small, tmp_path):
+    """1 process x 4 accumulations = 2 gloo processes x 2: first gradients to 1e-6, losses of 10 steps to 1e-4."""
+    (tmp_path / "probe.py").write_text(PROBE)
+    args = [*small, "--micro_batch=2", "--max_steps=10", "--grad_clip=0", "--max_patches=16"]
+    for name, world in (("one", 1), ("two", 2)):
+        port, processes = free_port(), []
+        for rank in range(world):
+            env = {
+                "RANK": rank,
+                "WORLD_SIZE": world,
+                "LOCAL_RANK": rank,
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": port,
+            }
+            env = {k: str(v) for k, v in env.items()} | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PATH": ""}
+            command = [sys.executable, tmp_path / "probe.py", tmp_path / f"{name}{rank}.pt", *args]
+            processes.append(subprocess.Popen([*command, f"--out_dir={tmp_path / name}"], env=env))
+        assert [p.wait(120) for p in processes] == [0] * world
+    one, two = (torch.load(tmp_path / f"{name}0.pt", weights_only=True) for name in ("one", "two"))
+    for i, gradient in one.items():
+        assert (gradient - two[i]).norm() <= 1e-6 * gradient.norm() + 1e-12
+    assert json.loads((tmp_path / "one" / "run.json").read_text())["processes"] == 1
+    a, b = (json.loads((tmp_path / n / "run.json").read_text())["verdict"] for n in ("one", "two"))
+    assert float(a["val_bpb"]) == pytest.approx(float(b["val_bpb"]), abs=1e-4)
+    assert losses(tmp_path / "one") == pytest.approx(losses(tmp_path / "two"), abs=1e-4)
+
+
+def test_killed_during_a_save_leaves_a_loadable_checkpoint(small, tmp_path):
+    """SIGKILL at random moments of a run that does little else than save."""
+    out = tmp_path / "run"
+    command = [
+        sys.executable,
+        str(ROOT / "train.py"),
+        *small,
+        "--eval_interval=1",
+        "--eval_bytes=32",
+        "--max_steps=100000",
+    ]
+    process = subprocess.Popen([*command, f"--out_dir={out}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.time() + 60
+        while not (out / "best.pt").exists() and time.time() < deadline:
+            time.sleep(0.05)
+        time.sleep(0.37)
+    finally:
+        process.kill()
+        process.wait()
+    steps = [load_checkpoint(out / name)["step"] for name in ("last.pt", "best.pt")]
+    assert min(steps) >= 1
+    train.main([*small, "--resume", f"--max_steps={max(steps) + 2}", f"--out_dir={out}"])
+    assert load_checkpoint(out / "last.pt")["step"] == max(steps) + 2
+
+
+def test_a_failing_save_leaves_the_old_file(tmp_path):
+    path = tmp_path / "file"
+    train.write_atomically(path, lambda f: f.write(b"old"))
+
+    def full(f):
+        f.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match=r"No space left.*untouched"):
+        train.write_atomically(path, full)
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_max_seconds_bounds_training_time(small, tmp_path, capsys):
+    train.main([*small, "--max_seconds=1.5", f"--out_dir={tmp_path / 'run'}"])
+    verdict = dict(pair.split("=") for pair in capsys.readouterr().out.splitlines()[-1].split())
+    assert 1.5 <= float(verdict["seconds"]) < 2.5 and int(verdict["steps"]) > 5
+
+
+def test_init_from_starts_at_the_other_runs_weights(small, tmp_path):
+    train.main([*small, "--max_steps=20", f"--out_dir={tmp_path / 'a'}"])
+    train.main([*small, "--max_steps=1", f"--init_from={tmp_path / 'a'}", f"--out_dir={tmp_path / 'b'}"])
+    assert losses(tmp_path / "b")[1] < 6.5 < losses(tmp_path / "a")[1]
+    with pytest.raises(ValueError, match="another model"):
+        train.main(
+            [*small, "--n_layer=1", "--max_steps=1", f"--init_from={tmp_path / 'a'}", f"--out_dir={tmp_path / 'c'}"]
+        )
+
+
+def test_nonfinite_loss_stops_and_keeps_the_last_good_checkpoint(small, tmp_path):
+    out = tmp_path / "run"
+    args = [*small, "--max_steps=50", "--eval_interval=5", "--warmup=0", "--grad_clip=0", "--n_tables=0"]
+    with pytest.raises(ValueError, match=r"step \d+: loss .*gradient norm .*muon_lr .*last good checkpoint") as e:
+        train.main([*args, "--muon_lr=1e37", "--adam_lr=1e37", f"--out_dir={out}"])
+    assert "\n" not in str(e.value)
+    assert json.loads((out / "run.json").read_text())["status"] == "failed"
+    for path in out.glob("*.pt"):
+        assert all(torch.isfinite(w).all() for w in load_checkpoint(path)["model"].values())
+
+
+def test_user_errors_are_one_line_with_the_fix(small, data_dir, tmp_path):
+    out = tmp_path / "run"
+    train.main([*small, "--max_steps=2", f"--out_dir={out}"])
+    write_dataset(tmp_path / "tiny", b"too short", b"x")
+    cases = [
+        ([*small, "--max_steps=2", f"--out_dir={out}"], ["already holds a run", "--resume", "--overwrite"]),
+        ([*small, "--resume", "--n_layer=3", "--max_steps=4", f"--out_dir={out}"], ["n_layer=3", "2", "on resume"]),
+        ([*small, "--resume", "--max_steps=4", "--out_dir=nowhere"], ["no checkpoint", "nowhere"]),
+        (
+            [*small, "--max_steps=2", "--batch_bytes=100", "--micro_batch=2"],
+            ["batch_bytes=100", "64", "--batch_bytes=128"],
+        ),
+        ([*small, "--max_steps=2", "--dataset=absent"], ["absent", "words", "prepare.py"]),
+        ([*small, "--max_steps=2", f"--data_dir={tmp_path}", "--dataset=tiny"], ["tiny", "9", "33"]),
+        ([*small, "--max_steps=2", "--device=cuda:7"], ["cuda:7"]),
+        ([*small, "--max_steps=2", "--device=gpu"], ["gpu"]),
+        ([*small, "--max_steps=2", "words"], ["'words'", "--help"]),
+    ]
+    for argv, words in cases:
+        with pytest.raises(ValueError) as e:
+            train.main(argv)
+        assert "\n" not in str(e.value)
+        for word in words:
+            assert word in str(e.value), str(e.value)
+    (out / "last.pt").write_bytes((out / "last.pt").read_bytes()[:1000])
+    with pytest.raises(ValueError, match="not a readable checkpoint"):
+        train.main([*small, "--resume", "--max_steps=4", f"--out_dir={out}"])
+    done = run("train.py", "--n_leyer=3", check=False)
+    assert done.returncode == 1 and done.stderr.strip().count("\n") == 0 and "n_layer" in done.stderr
+
+
+def test_other_data_is_refused_on_resume(small, tmp_path):
+    write_dataset(tmp_path / "a" / "words", b"first text " * 30, b"val text here")
+    write_dataset(tmp_path / "b" / "words", b"other text " * 30, b"val text here")
+    out = f"--out_dir={tmp_path / 'run'}"
+    train.main([*small, f"--data_dir={tmp_path / 'a'}", "--max_steps=2", out])
+    with pytest.raises(ValueError, match="sha256"):
+        train.main([*small, f"--data_dir={tmp_path / 'b'}", "--max_steps=4", "--resume", out])
