@@ -194,7 +194,8 @@ def evaluate(model, data, T, limit=0, rank=0, world=1):
 class Muon(torch.optim.Optimizer):
     """Momentum whose update is made orthogonal (Keller Jordan, kellerjordan.github.io/posts/muon).
 
-    Matrices of one shape go through the Newton-Schulz iteration as one batch: for tiny models that is most of its cost.
+    Matrices of one shape go through the Newton-Schulz iteration as one batch, in bfloat16 where that is fast, whatever
+    the model's dtype: for tiny models the iteration would otherwise cost as much as the model.
     """
 
     def __init__(self, params, lr, momentum, weight_decay, dtype):
@@ -283,14 +284,20 @@ def pick_dtype(name, device):
     if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
         return torch.bfloat16, "native"
     if device.type == "cpu":
-        gain = _time_matmul(torch.float32) / _time_matmul(torch.bfloat16)
-        return torch.bfloat16 if gain > 1.5 else torch.float32, f"bfloat16 products run at {gain:.1f}x float32's speed"
+        gain = torch.tensor(_time_matmul(torch.float32) / _time_matmul(torch.bfloat16))
+        if dist.is_initialized():  # all processes decide alike
+            dist.broadcast(gain, 0)
+        return (
+            torch.bfloat16 if gain.item() > 1.5 else torch.float32,
+            f"bfloat16 products run at {gain.item():.1f}x float32's speed",
+        )
     return torch.float32, "no native bfloat16"
 
 
 def _time_matmul(dtype):
+    """Seconds of one product of 512 x 512 matrices: the best of many, so that a busy machine decides alike."""
     a, times = torch.ones(512, 512, dtype=dtype), []
-    for _ in range(5):
+    for _ in range(20):
         start = time.perf_counter()
         a @ a
         times.append(time.perf_counter() - start)
@@ -537,15 +544,15 @@ def main(argv=None):
 
     # machine
     device, why_device = pick_device(cfg.device, local_rank)
+    if world > 1 and not dist.is_initialized():
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     dtype, why_dtype = pick_dtype(cfg.dtype, device)
     compiled = cfg.compile == "on" or (cfg.compile == "auto" and device.type == "cuda")
     reason = f"{device} ({why_device}), {str(dtype)[6:]} ({why_dtype}), compile {'on' if compiled else 'off'}"
     autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
     synchronize = torch.cuda.synchronize if device.type == "cuda" else (lambda: None)
-    if world > 1 and not dist.is_initialized():
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     keep_freed_memory()
 
     # model: raw_model is what is saved, evaluated and sampled; model is what trains, compiled or wrapped
@@ -561,7 +568,7 @@ def main(argv=None):
             raise ValueError(f"{path} holds another model: {str(e).splitlines()[1].strip()}") from None
     raw_model.may_drop = cfg.dropout > 0
     raw_model.to(device).train()
-    optimizers = make_optimizers(raw_model, cfg, dtype)
+    optimizers = make_optimizers(raw_model, cfg, pick_dtype("auto", device)[0])
     if checkpoint:
         for optimizer, state in zip(optimizers, checkpoint["optimizers"], strict=True):
             optimizer.load_state_dict(state)

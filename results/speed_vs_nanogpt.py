@@ -2,9 +2,10 @@
 
     python results/speed_vs_nanogpt.py PATH/TO/nanoGPT [--rounds=5] [--fast] [--sizes=0.8M,10M]
 
-Each arm is a process of its own that trains for a few steps (forward, backward, clipping, optimizer) after a warm-up; the
-arms take turns, and ratios are taken within a round. Default: float32, no compile. --fast: bfloat16 autocast and
-torch.compile for every arm. One byte is one symbol for both (nanoGPT gets vocab_size 256). Writes a line of JSON per arm.
+Each arm is a process of its own that trains for a few steps (forward, backward, clipping, optimizer) after a warm-up;
+the arms take turns, and ratios are taken within a round. Default: float32, no compile. --fast: bfloat16 autocast and
+torch.compile for every arm. Context and batch are those of nanoGPT's Shakespeare recipe; a byte is a symbol for both
+(nanoGPT gets vocab_size 256). Prints a line of JSON per arm.
 """
 
 import json
@@ -21,8 +22,8 @@ sys.path.insert(0, str(ROOT))
 T = 256
 SIZES = {
     "0.8M": {
-        "batch": 32,
-        "steps": 8,
+        "batch": 64,
+        "steps": 5,
         "nanogpt": {"n_layer": 4, "n_head": 4, "n_embd": 128},
         "none": {"n_layer": 4, "n_head": 4, "n_embd": 128},
         "space": {"n_layer": 4, "n_head": 4, "n_embd": 112, "n_local_embd": 92, "max_patches": 60},
@@ -60,7 +61,7 @@ def worker(arm, size, path, fast):
 
         cfg = train.Config(pooling=arm, block_size=T, max_steps=1, **spec[arm])
         model = STLM(cfg)
-        optimizers = train.make_optimizers(model, cfg, torch.bfloat16 if fast else torch.float32)
+        optimizers = train.make_optimizers(model, cfg, train.pick_dtype("auto", torch.device("cpu"))[0])
         train.keep_freed_memory()
         loss_of = torch.compile(model) if fast else model
     for step in range(2 + steps):
@@ -86,7 +87,9 @@ def main():
         return worker(*options["worker"].split(","), words[0], fast)
     if not words or not (Path(words[0]) / "model.py").exists():
         sys.exit(__doc__)
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {'bfloat16 + compile' if fast else 'float32'}")
+    print(
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads, {'bfloat16 + compile' if fast else 'float32'}"
+    )
     for size in options.get("sizes", "0.8M,10M").split(","):
         speeds, arms = {}, ("nanogpt", "none", "space")
         for _ in range(int(options.get("rounds", 5))):
@@ -98,7 +101,13 @@ def main():
                 speeds[f"{arm} parameters"] = parameters
         for arm in arms:
             ratios = [a / b for a, b in zip(speeds[arm], speeds["nanogpt"], strict=True)]
-            line = {"size": size, "arm": arm, "parameters": speeds[f"{arm} parameters"], "T": T, "batch": SIZES[size]["batch"]}
+            line = {
+                "size": size,
+                "arm": arm,
+                "parameters": speeds[f"{arm} parameters"],
+                "T": T,
+                "batch": SIZES[size]["batch"],
+            }
             line |= {"dtype": "bfloat16+compile" if fast else "float32", "rounds": len(ratios)}
             line |= {"bytes_per_second_median": round(statistics.median(speeds[arm]))}
             line |= {f"ratio_{f.__name__}": round(f(ratios), 2) for f in (min, statistics.median, max)}
