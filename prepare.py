@@ -292,7 +292,7 @@ def measure(pieces):
 
 
 def halves(pieces, cut):
-    """A document's pieces up to byte `cut` (to the end of the character there), and the others. Use up the first first."""
+    """A document's pieces up to byte `cut` (to the end of that character), and the others: use up the first first."""
     pieces, rest = iter(pieces), []
 
     def first():

@@ -29,7 +29,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from config import build, parse
-from model import STLM, ModelConfig, gpt2
+from model import GPT2_EOT, STLM, ModelConfig, gpt2
 
 ROOT = Path(__file__).resolve().parent
 
@@ -120,8 +120,8 @@ class Data:
             self.eot = 255
         else:
             encoding = gpt2()
-            self.length = np.array([len(b) for b in encoding.token_byte_values()] + [0], dtype=np.int64)
-            self.eot = encoding.eot_token
+            self.length = np.array([len(encoding.decode_single_token_bytes(i)) for i in range(GPT2_EOT)] + [0])
+            self.eot = GPT2_EOT
         self.length[self.eot] = 0
         self.sha256 = self.meta[split]["sha256"]
         self.bytes_per_symbol = self.meta[split]["bytes"] / len(self.symbols)
