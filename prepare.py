@@ -36,14 +36,19 @@ from config import parse
 from model import EOT, GPT2_EOT, GPT2_VOCAB, gpt2
 
 SHAKESPEARE = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
-PRESETS = {  # name: (Hub dataset or URL, its configuration, what it is)
-    "stdlib": ("", "", "Python's own standard library, 12 MB, from this machine"),
-    "shakespeare": (SHAKESPEARE, "", "Tiny Shakespeare, 1.1 MB"),
-    "tinystories": ("roneneldan/TinyStories", "", "short stories in simple words, 2 GB"),
-    "wikitext": ("Salesforce/wikitext", "wikitext-103-raw-v1", "good articles of Wikipedia, 540 MB"),
-    "simplewiki": ("wikimedia/wikipedia", "20231101.simple", "Wikipedia in simple English, 250 MB"),
-    "openwebtext": ("Skylion007/openwebtext", "", "web pages that Reddit linked to, 40 GB"),
-    "fineweb-edu": ("HuggingFaceFW/fineweb-edu", "sample-10BT", "educational web pages, 45 GB"),
+PRESETS = {  # name: (Hub dataset or URL, its configuration, its text column, what it is)
+    "stdlib": ("", "", "", "Python's own standard library, 12 MB, from this machine"),
+    "shakespeare": (SHAKESPEARE, "", "text", "Tiny Shakespeare, 1.1 MB"),
+    "tinystories": ("roneneldan/TinyStories", "", "text", "short stories in simple words, 2 GB"),
+    "wikitext": (
+        "EleutherAI/wikitext_document_level",
+        "wikitext-103-raw-v1",
+        "page",
+        "good articles of Wikipedia, 540 MB",
+    ),
+    "simplewiki": ("wikimedia/wikipedia", "20231101.simple", "text", "Wikipedia in simple English, 250 MB"),
+    "openwebtext": ("Skylion007/openwebtext", "", "text", "web pages that Reddit linked to, 40 GB"),
+    "fineweb-edu": ("HuggingFaceFW/fineweb-edu", "sample-10BT", "text", "educational web pages, 45 GB"),
 }
 ROWS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}  # a document per row
 VAL_CAP = 10_000_000  # bytes: more would only make evaluation slow
@@ -81,7 +86,8 @@ class Source:
     """One source of documents: `documents()` starts over at each call; `size` in bytes, or None if unknown."""
 
     def __init__(self, word, cfg):
-        self.word, self.cfg, self.files, self.size, self.remote, self.split = word, cfg, [], None, "", "train"
+        self.word, self.cfg, self.files, self.size = word, cfg, [], None
+        self.remote, self.split, self.column = "", "train", cfg.text_column
         paths = [word] if Path(word).exists() else sorted(glob.glob(word, recursive=True))
         if word == "stdlib":
             root = Path(sysconfig.get_paths()["stdlib"])
@@ -90,9 +96,9 @@ class Source:
             self.files = sorted(found, key=lambda p: p.relative_to(root).as_posix())
         elif paths:
             inside = (sorted(Path(p).rglob("*")) if Path(p).is_dir() else [Path(p)] for p in paths)
-            self.files = [p for p in itertools.chain.from_iterable(inside) if p.is_file()]
+            self.files = [p for p in itertools.chain.from_iterable(inside) if p.is_file() and p.name[0] != "."]
         elif word in PRESETS:
-            self.remote, self.configuration, _ = PRESETS[word]
+            self.remote, self.configuration, self.column, _ = PRESETS[word]
         elif word.startswith(("http://", "https://")):
             self.remote, self.configuration = word, ""
         elif re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?", word) and Path(word).suffix not in {".txt", ".md", *ROWS}:
@@ -132,9 +138,9 @@ class Source:
 
         datasets.disable_progress_bars()
         datasets.utils.logging.set_verbosity(datasets.utils.logging.CRITICAL)
-        where, column = file or builder, self.cfg.text_column
+        where, column = file or builder, self.column
         options = {"name": self.configuration or None} if not file else {"data_files": file}
-        options |= {"sample_by": "document"} if builder == "text" else {}
+        options |= {"text": {"sample_by": "document"}, "csv": {"keep_default_na": False}}.get(builder, {})
         with one_line(where):
             if self.remote:
                 reach(where)
@@ -226,9 +232,9 @@ class Split:
             if self.tokenizer == "bytes":
                 self._write(piece)
                 continue
-            waiting += piece  # a token never spans the start of a word: long documents are encoded up to a space
-            cut = waiting.rfind(b" ")
-            if len(waiting) > 1 << 20 and cut > 0:
+            waiting += piece
+            if len(waiting) > 1 << 20:  # no token spans a space between letters: a long document is encoded in parts
+                cut = max((m.end() for m in re.finditer(rb"[A-Za-z](?= [A-Za-z])", waiting)), default=0)
                 self._write(gpt2().encode_ordinary(waiting[:cut].decode()))
                 waiting = waiting[cut:]
         if waiting:
@@ -257,7 +263,7 @@ def fill(train, val, sources, val_sources, cfg, cap, share):
     documents = itertools.chain.from_iterable(source.documents() for source in sources)
     first = list(itertools.islice(documents, FEW))
     by_position = len(first) < FEW and not val_sources
-    lowest, left = 1.0, cap or float("inf")
+    lowest, left, held = 1.0, cap or float("inf"), set()
     for document in itertools.chain(first, documents):
         if left <= 0:
             break
@@ -271,9 +277,13 @@ def fill(train, val, sources, val_sources, cfg, cap, share):
                 (train, val), halves(pieces, max(int(size * (1 - share)), size - VAL_CAP + val.bytes)), strict=True
             ):
                 split.add(half)
-        else:
-            lowest = min(lowest, coin) if size else lowest
-            (val if coin <= share and val.bytes + size <= VAL_CAP else train).add(pieces)
+        elif size:
+            lowest = min(lowest, coin)
+            if coin <= share and val.bytes + size <= VAL_CAP:
+                held.add(coin)
+                val.add(pieces)
+            elif coin not in held:  # (what val holds already must not come to train because val is full)
+                train.add(pieces)
         left -= size
     if val_sources:
         return "a validation split of its own", lowest
@@ -319,7 +329,7 @@ def human(n):
 
 
 def main(argv=None):
-    listing = "".join(f"\n  {name}".ljust(30) + f" {what}" for name, (_, _, what) in PRESETS.items())
+    listing = "".join(f"\n  {name}".ljust(30) + f" {what}" for name, (*_, what) in PRESETS.items())
     cfg, words = parse(PrepareConfig, sys.argv[1:] if argv is None else argv, f"{__doc__}\npresets{listing}")
     words = words or ["stdlib"]
     stem = Path(words[0] if "//" in words[0] else words[0].partition(":")[0]).stem
@@ -330,8 +340,13 @@ def main(argv=None):
         sizes = f"train {human(meta['train']['bytes'])}, val {human(meta['val']['bytes'])}"
         print(f"{out} is there already ({sizes} from {', '.join(meta['sources'])}): kept; --overwrite makes it anew")
         return
+    if out.exists() and not (out / "meta.json").is_file():
+        raise ValueError(f"{out} is there and is no dataset: choose another --name")
     sources = [Source(word, cfg) for word in words]
     val_sources = [Source(cfg.val, cfg)] if cfg.val else [v for s in sources if (v := s.val())]
+    ours, theirs = ({p.resolve() for s in side for p in s.files} for side in (sources, val_sources))
+    if ours & theirs:
+        raise ValueError(f"--val={cfg.val} is part of the training text: give another source, or leave --val out")
     known = [s.size for s in sources + val_sources]
     total = None if None in known else sum(known)
     cap = cfg.max_bytes or (HUB_CAP if any(s.remote for s in sources) else 0)
@@ -349,6 +364,8 @@ def main(argv=None):
 
     def sweep():  # also what an earlier run left that was killed
         for stale in Path(cfg.data_dir).glob(f".{name}.tmp-*"):
+            if stale.name.endswith("-old") and not out.exists():  # killed between the two renames below
+                stale.rename(out)
             shutil.rmtree(stale, ignore_errors=True)
 
     sweep()
@@ -403,7 +420,7 @@ def write(work, name, words, sources, val_sources, cfg, cap, total):
 if __name__ == "__main__":
     try:
         main()
-    except ValueError as e:
+    except (ValueError, OSError) as e:
         sys.exit(f"prepare.py: {e}")
     except KeyboardInterrupt:
         sys.exit("prepare.py: interrupted; nothing is left behind")

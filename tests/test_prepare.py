@@ -1,4 +1,4 @@
-"""Text in: whatever the source, the bins are exactly its text; whatever goes wrong, one line and nothing left behind."""
+"""Text in: the bins are exactly the text, whatever the source; what goes wrong is one line and leaves nothing."""
 
 import csv
 import errno
@@ -131,6 +131,43 @@ def test_val_is_never_empty_and_never_more_than_its_cap(tmp_path, monkeypatch):
     train, val, _ = make(tmp_path, write_jsonl(tmp_path / "b.jsonl", articles(200)))
     assert sum(map(len, val)) <= 500
     assert len(train) + len(val) == 200
+
+
+def test_what_val_holds_never_comes_to_train(tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare, "VAL_CAP", 700)
+    train, val, _ = make(tmp_path, write_jsonl(tmp_path / "a.jsonl", articles(200) * 3))
+    assert val != [b""]
+    assert not set(train) & set(val)
+    same = write_jsonl(tmp_path / "b.jsonl", articles(30))
+    with pytest.raises(ValueError, match="part of the training text"):
+        make(tmp_path, same, f"--val={tmp_path / 'x' / '..' / 'b.jsonl'}")
+
+
+def test_a_csv_cell_is_text_whatever_it_says(tmp_path):
+    cells = ["NA", "null", "nan", "a, b", 'say "x"', "two\nlines", *articles(30)]
+    with open(tmp_path / "a.csv", "w", newline="", encoding="utf-8") as f:
+        csv.writer(f).writerows([["text"], *([c] for c in cells)])
+    train, val, _ = make(tmp_path, tmp_path / "a.csv")
+    assert sorted(train + val) == sorted(c.encode() for c in cells)
+
+
+def test_a_folder_that_is_no_dataset_is_left_alone(tmp_path):
+    (tmp_path / "data" / "d").mkdir(parents=True)
+    (tmp_path / "data" / "d" / "thesis.txt").write_text("ten years of work")
+    (tmp_path / "a.txt").write_text("text " * 100)
+    with pytest.raises(ValueError, match="no dataset"):
+        make(tmp_path, tmp_path / "a.txt")
+    assert (tmp_path / "data" / "d" / "thesis.txt").exists()
+
+
+def test_killed_between_the_two_renames_of_overwrite_the_old_data_come_back(tmp_path):
+    (tmp_path / "a.txt").write_text("text " * 100)
+    make(tmp_path, tmp_path / "a.txt")
+    (tmp_path / "data" / "d").rename(tmp_path / "data" / ".d.tmp-123-old")
+    with pytest.raises(ValueError, match="no text"):
+        (tmp_path / "empty.txt").touch()
+        prepare.main([str(tmp_path / "empty.txt"), "--name=d", f"--data_dir={tmp_path / 'data'}"])
+    assert (tmp_path / "data" / "d" / "meta.json").exists()
 
 
 def test_max_bytes_stops(tmp_path):
