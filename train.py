@@ -29,7 +29,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from config import build, parse
-from model import GPT2_EOT, STLM, ModelConfig, gpt2
+from model import EOT, GPT2_EOT, STLM, ModelConfig, gpt2
 
 ROOT = Path(__file__).resolve().parent
 
@@ -106,24 +106,16 @@ class Data:
         folder = Path(cfg.data_dir) / cfg.dataset
         if not (folder / "meta.json").is_file():
             known = sorted(p.parent.name for p in Path(cfg.data_dir).glob("*/meta.json"))
-            raise ValueError(
-                f"no dataset {folder}; there are {known}; python prepare.py SOURCE --name={cfg.dataset} makes it"
-            )
+            raise ValueError(f"no dataset {folder}; there are {known}; python prepare.py makes one (see its --help)")
         self.meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         if self.meta["tokenizer"] != cfg.tokenizer:
-            raise ValueError(
-                f"{folder} was made with tokenizer={self.meta['tokenizer']}, the config says {cfg.tokenizer}"
-            )
+            raise ValueError(f"{folder} has tokenizer={self.meta['tokenizer']!r}, the config says {cfg.tokenizer!r}")
         self.symbols = np.memmap(folder / f"{split}.bin", dtype=self.meta["dtype"], mode="r")
-        if cfg.tokenizer == "bytes":
-            self.length = np.ones(256, dtype=np.int64)
-            self.eot = 255
-        else:
-            encoding = gpt2()
-            self.length = np.array([len(encoding.decode_single_token_bytes(i)) for i in range(GPT2_EOT)] + [0])
+        self.eot, self.length = EOT, np.ones(256, dtype=np.int64)
+        if cfg.tokenizer == "gpt2":
             self.eot = GPT2_EOT
+            self.length = np.array([len(gpt2().decode_single_token_bytes(i)) for i in range(GPT2_EOT + 1)])
         self.length[self.eot] = 0
-        self.sha256 = self.meta[split]["sha256"]
         self.bytes_per_symbol = self.meta[split]["bytes"] / len(self.symbols)
         self._epoch = (None, None)
 
@@ -287,10 +279,8 @@ def pick_dtype(name, device):
         gain = torch.tensor(_time_matmul(torch.float32) / _time_matmul(torch.bfloat16))
         if dist.is_initialized():  # all processes decide alike
             dist.broadcast(gain, 0)
-        return (
-            torch.bfloat16 if gain.item() > 1.5 else torch.float32,
-            f"bfloat16 products run at {gain.item():.1f}x float32's speed",
-        )
+        dtype = torch.bfloat16 if gain.item() > 1.5 else torch.float32
+        return dtype, f"bfloat16 products run at {gain.item():.1f}x float32's speed"
     return torch.float32, "no native bfloat16"
 
 
@@ -331,15 +321,7 @@ def keep_freed_memory():
         pass  # not glibc
 
 
-PEAK_FLOPS = {
-    "H200": 989e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "L4": 121e12,
-    "4090": 165e12,
-    "3090": 71e12,
-}
+PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12, "3090": 71e12}
 
 
 def peak_flops(device):
@@ -419,12 +401,7 @@ class Run:
 
     def record(self, event, **values):
         if self.writes:
-            entry = {
-                "event": event,
-                "step": self.step,
-                "elapsed": round(self.elapsed, 3),
-                "time": round(time.time(), 3),
-            }
+            entry = {"event": event, "step": self.step, "elapsed": self.elapsed, "time": time.time()}
             self.log.append(entry | values)
             with open(self.out / "log.jsonl", "a", encoding="utf-8") as f:
                 f.write(json.dumps(self.log[-1]) + "\n")
@@ -438,9 +415,7 @@ class Run:
         if self.writes:
             state = {"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers]}
             state |= {"step": self.step, "elapsed": self.elapsed, "best": self.best}
-            state |= {"config": dataclasses.asdict(self.cfg)} | {
-                k: self.info[k] for k in ("commit", "data", "parameters")
-            }
+            state |= {k: self.info[k] for k in ("config", "parameters", "data", "commit")}
             write_atomically(path, lambda f: torch.save(state, f))
 
     def evaluation(self, result, model, optimizers):
@@ -495,9 +470,8 @@ def resumed(cfg):
     for key in sorted(cfg.given - MAY_CHANGE):
         if getattr(cfg, key) != getattr(old, key):
             may = ", ".join(sorted(MAY_CHANGE - {"resume", "overwrite", "init_from"}))
-            raise ValueError(
-                f"{key}={getattr(cfg, key)!r}, but {path} has {getattr(old, key)!r}; on resume only {may} may change"
-            )
+            there = getattr(old, key)
+            raise ValueError(f"{key}={getattr(cfg, key)!r}, but {path} has {there!r}; on resume only {may} may change")
     given = cfg.given & MAY_CHANGE | {"out_dir", "resume", "overwrite"}
     if given & {"max_steps", "max_seconds"}:
         given |= {"max_steps", "max_seconds"}
@@ -509,9 +483,8 @@ def main(argv=None):
     cfg, words = parse(Config, argv, __doc__, "config/demo.py")
     if words:
         raise ValueError(f"what is {words[0]!r}? The config file ends in .py, every knob is --key=value; see --help")
-    rank, world, local_rank = (
-        int(os.environ.get(k, d)) for k, d in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
-    )
+    rank, local_rank = int(os.environ.get("RANK", 0)), int(os.environ.get("LOCAL_RANK", 0))  # torchrun sets them
+    world = int(os.environ.get("WORLD_SIZE", 1))
     checkpoint = None
     if cfg.resume:
         cfg, checkpoint = resumed(cfg)
@@ -579,13 +552,12 @@ def main(argv=None):
         model = compile_or_not(raw_model, autocast, micro, T, device)
         run.elapsed += time.perf_counter() - tick  # races count the time to compile
     if world > 1:
-        model = DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
+        devices = [device.index] if device.type == "cuda" else None
+        model = DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
     parameters, per_step = raw_model.parameter_table(), accumulation * micro * world * T
     run.say(reason)
     run.say("parameters: " + ", ".join(f"{part} {n:,}" for part, n in parameters.items()) + " (head tied to embedding)")
-    run.say(
-        f"a step: {accumulation} x {micro} rows x {T} x {world} processes = {per_step:,} of {size:,} symbols of text"
-    )
+    run.say(f"a step: {accumulation} x {micro} rows x {T} x {world} processes = {per_step:,} of {size:,} symbols")
     run.start(
         command=shlex.join(["train.py", *argv]),
         config=dataclasses.asdict(cfg),
@@ -603,10 +575,14 @@ def main(argv=None):
     def progress():
         return run.step / cfg.max_steps if cfg.max_steps else run.elapsed / cfg.max_seconds
 
-    signals = []  # that arrived; the loop ends after the step
-    handlers = {
-        s: signal.signal(s, lambda number, frame: signals.append(number)) for s in (signal.SIGINT, signal.SIGTERM)
-    }
+    signals = []  # that arrived: the loop ends after the step; a second one ends it at once
+
+    def on_signal(number, frame):
+        if signals:
+            raise KeyboardInterrupt
+        signals.append(number)
+
+    handlers = {s: signal.signal(s, on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
     peak, live = peak_flops(device), sys.stdout.isatty()
     tick, logged, stop = time.perf_counter(), (run.step, run.elapsed), progress() >= 1
     try:
@@ -677,14 +653,9 @@ def main(argv=None):
             return 130
         result = evaluate(raw_model, val_data, T, 0, rank, world)
         run.evaluation(result, raw_model, optimizers)
-        verdict = {
-            "val_bpb": f"{result['bpb']:.4f}",
-            "val_nats": f"{result['bpb'] * math.log(2):.4f}",
-            "params": parameters["total"],
-            "steps": run.step,
-            "seconds": f"{run.elapsed:.1f}",
-            "bytes_per_second": round(run.step * per_step * train_data.bytes_per_symbol / run.elapsed),
-        }
+        verdict = {"val_bpb": f"{result['bpb']:.4f}", "val_nats": f"{result['bpb'] * math.log(2):.4f}"}
+        verdict |= {"params": parameters["total"], "steps": run.step, "seconds": f"{run.elapsed:.1f}"}
+        verdict |= {"bytes_per_second": round(run.step * per_step * train_data.bytes_per_symbol / run.elapsed)}
         run.record("end", **verdict)
         run.status("finished", verdict=verdict)
         if run.writes:
@@ -705,6 +676,8 @@ if __name__ == "__main__":
         code = main()
     except (ValueError, OSError) as e:
         sys.exit(f"train.py: {e}")
+    except KeyboardInterrupt:
+        sys.exit("train.py: stopped at once; the newest checkpoint is whole, --resume goes on with it")
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

@@ -14,6 +14,10 @@ ROOT = Path(__file__).resolve().parent.parent
 WORDS = ["the", "of", "and", "to", "in", "is", "that", "for", "it", "as", "was", "with", "be", "by", "on", "not", "he"]
 
 
+def pytest_addoption(parser):
+    parser.addoption("--device", default="cpu", help="where the laws of test_model.py are tried: cpu, cuda, mps")
+
+
 def write_dataset(folder, train, val):
     """train, val: bytes with EOT between documents -> folder/{train,val}.bin and meta.json."""
     folder.mkdir(parents=True)

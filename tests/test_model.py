@@ -13,6 +13,15 @@ from config import build, load_file
 from model import EOT, STLM, LocalLayer, ModelConfig, attend
 from train import Config
 
+
+@pytest.fixture(autouse=True)
+def device(request):
+    """`pytest tests/test_model.py --device=cuda` tries the laws there, with that device's attention and compiler."""
+    torch.set_default_device(request.config.getoption("device"))
+    yield request.config.getoption("device")
+    torch.set_default_device("cpu")
+
+
 SHIPPED = sorted(Path("config").glob("[a-z]*.py"))
 POOLINGS = ["none", "fixed", "space"]
 
@@ -29,9 +38,10 @@ def tiny(pooling="space", seed=0, **knobs):
 
 def text(n, rows=1, seed=0):
     """Random bytes of every kind with about as many spaces as English has."""
-    generator = torch.Generator().manual_seed(seed)
-    idx = torch.randint(0, 256, (rows, n), generator=generator)
-    return idx.masked_fill(torch.rand(rows, n, generator=generator) < 0.18, ord(" "))
+    generator = torch.Generator("cpu").manual_seed(seed)
+    idx = torch.randint(0, 256, (rows, n), generator=generator, device="cpu")
+    spaces = torch.rand(rows, n, generator=generator, device="cpu") < 0.18
+    return idx.masked_fill(spaces, ord(" ")).to(torch.get_default_device())
 
 
 @pytest.fixture(params=POOLINGS)
@@ -202,13 +212,13 @@ def test_embedding_is_the_head(pooling, tmp_path):
     assert model.parameter_table()["total"] == sum(p.numel() for p in set(model.parameters()))
 
 
-def test_training_shapes_do_not_depend_on_the_text(pooling):
-    """Law 7: one graph, exported without breaks, serves every text."""
+def test_training_shapes_do_not_depend_on_the_text(pooling, device):
+    """Law 7: one graph without breaks serves every text; on a GPU it is compiled for real, and gives the same loss."""
     model = tiny(pooling, n_tables=1).train()
     texts = [text(48, rows=2, seed=s) for s in range(3)]
     texts += [torch.full((2, 48), ord(" ")), torch.full((2, 48), ord("a"))]
-    compiled = torch.compile(model, backend="eager", fullgraph=True)
     torch._dynamo.reset()
+    compiled = torch.compile(model, backend="inductor" if device == "cuda" else "eager", fullgraph=True)
     with torch._dynamo.config.patch(error_on_recompile=True):
         for idx in texts:
             assert compiled(idx, idx).item() == pytest.approx(model(idx, idx).item(), rel=1e-5)
@@ -286,7 +296,8 @@ def test_generate_refuses_impossible_choices_and_repeats_with_its_seed():
         with pytest.raises(ValueError, match=next(iter(bad))):
             list(model.generate(b"a", 3, **bad))
     runs = [
-        b"".join(model.generate(b"seed", 40, generator=torch.Generator().manual_seed(s), stop=False)) for s in (1, 1, 2)
+        b"".join(model.generate(b"seed", 40, generator=torch.Generator("cpu").manual_seed(s), stop=False))
+        for s in (1, 1, 2)
     ]
     assert runs[0] == runs[1] != runs[2]
     assert b"".join(model.generate(b"x", 9, top_k=1, stop=False)) == b"".join(model.generate(b"x", 9, 0, stop=False))
