@@ -661,6 +661,8 @@ def main(argv=None):
         if run.writes:
             run.draw()
         run.say(f"weights, log and loss.png are in {run.out}; python sample.py --out_dir={run.out} writes text")
+        if world > 1:
+            dist.barrier()  # a process that leaves while another still writes would break its connection
         run.say(" ".join(f"{k}={v}" for k, v in verdict.items()))
         return 0
     except BaseException:
