@@ -70,7 +70,7 @@ class ModelConfig:
     def n_patches(self):
         """P: how many patches the trunk attends to."""
         shortest = {"none": 1, "fixed": self.max_patch, "space": 4}[self.pooling]
-        return self.max_patches or math.ceil(self.block_size / shortest) + (self.pooling == "fixed")
+        return self.max_patches or math.ceil(self.block_size / shortest)
 
 
 def norm(x):
@@ -400,7 +400,7 @@ class STLM(nn.Module):
         """log p(continuation | EOT, context) in nats; both are bytes. Nothing is cut, whatever the lengths."""
         before, both = self.encode(context), self.encode(context + continuation)
         idx = torch.tensor([[self.eot, *both]], device=self.embed.weight.device)
-        return -self.nats(idx[:, :-1], idx[:, 1:])[0, len(before) :].double().sum().item()
+        return -self.nats(idx[:, :-1], idx[:, 1:])[0, len(before) :].cpu().double().sum().item()
 
     @property
     def eot(self):

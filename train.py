@@ -169,7 +169,7 @@ def evaluate(model, data, T, limit=0, rank=0, world=1):
         before = [[data.symbols[a - 1] if a else data.eot] for a, b in batch]
         x = torch.cat((torch.tensor(before, dtype=torch.long, device=device), y[:, :-1]), dim=1)
         ends = model.patch_ends(x)[0].sum(dim=1)
-        nats = model.nats(x, y) * (length[y] > 0)
+        nats = (model.nats(x, y) * (length[y] > 0)).to(total.device)  # (MPS has no float64)
         sums = [nats.double().sum(), length[y].sum(), (ends > cfg.n_patches).sum(), ends.sum(), len(batch)]
         total += torch.stack([torch.as_tensor(s, dtype=torch.float64, device=total.device) for s in sums])
     model.train(was_training)
@@ -480,7 +480,7 @@ def resumed(cfg):
 
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
-    cfg, words = parse(Config, argv, __doc__, "config/demo.py")
+    cfg, words = parse(Config, argv, __doc__, "config/demo.py", either=("max_steps", "max_seconds"))
     if words:
         raise ValueError(f"what is {words[0]!r}? The config file ends in .py, every knob is --key=value; see --help")
     rank, local_rank = int(os.environ.get("RANK", 0)), int(os.environ.get("LOCAL_RANK", 0))  # torchrun sets them

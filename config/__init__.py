@@ -84,12 +84,13 @@ def build(cls, values, where="config"):
         raise ValueError(f"{where}: {e}") from None
 
 
-def parse(cls, argv, usage, default_file=None):
+def parse(cls, argv, usage, default_file=None, either=()):
     """Read `[CONFIG.py] [WORD...] [--key=value | --key value | --flag]...` into an instance of `cls`.
 
     Returns (config, words): words are the arguments without dashes that are not a config file (one is looked for
     where `default_file` is given: the first word that ends in .py). config.given is the set of keys that were
-    said, in a file the user named or on the command line. `--help` prints `usage` and every knob, and exits.
+    said, in a file the user named or on the command line. Of the keys in `either`, one on the command line drops the
+    file's. `--help` prints `usage` and every knob, and exits.
     """
     if "--help" in argv or "-h" in argv:
         print(usage.strip() + "\n\n" + describe(cls))
@@ -122,6 +123,8 @@ def parse(cls, argv, usage, default_file=None):
         said |= set(values) if named else set()
         where = f"{file} and the command line" if given else file
         values |= {"config": Path(file).stem, "intuition": doc}
+    if given.keys() & set(either):  # of keys that exclude each other, the command line drops the file's
+        values = {k: v for k, v in values.items() if k not in either}
     config = build(cls, values | given, where)
     config.given = said
     return config, words

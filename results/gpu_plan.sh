@@ -15,7 +15,7 @@ laws() { # causality, caches, compiled = eager, with FlashAttention
 
 train() { # two minutes each: bytes/s, MFU and val bpb, compile included
   for config in ${CONFIGS:-stlm_10m plain_10m stlm_50m plain_50m}; do
-    $python train.py config/"$config".py --max_steps=0 --max_seconds="${SECONDS_EACH:-120}" --overwrite | tee "$out/$config.txt" | tail -n 3
+    $python train.py config/"$config".py --max_seconds="${SECONDS_EACH:-120}" --overwrite | tee "$out/$config.txt" | tail -n 3
     cp out/"$config"/log.jsonl "$out/$config.log.jsonl"
     cp out/"$config"/run.json "$out/$config.run.json"
     $python sample.py --out_dir=out/"$config" --max_new_bytes=400 > "$out/$config.sample.txt" 2>> "$out/$config.txt"

@@ -22,7 +22,8 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_the_default(tmp_p
     cfg = read(str(path), "--n_layer", "3", "--adam_lr=1e-3", "--overwrite", "--max_seconds=7", "--seed=1_000")
     assert (cfg.n_embd, cfg.n_head, cfg.n_layer, cfg.adam_lr, cfg.max_seconds) == (128, 2, 3, 1e-3, 7.0)
     assert cfg.overwrite and cfg.seed == 1000 and cfg.intuition == "Why." and cfg.out_dir == "out/mine"
-    assert read(str(path), "--overwrite=false", "--max_steps=1e3", "--max_seconds=0").max_steps == 1000
+    steps = parse(Config, [str(path), "--max_steps=1e3"], "", DEFAULT, either=("max_steps", "max_seconds"))[0]
+    assert (steps.max_steps, steps.max_seconds) == (1000, 0), "one length on the command line replaces the file's"
 
 
 def test_a_file_builds_on_another(tmp_path):
