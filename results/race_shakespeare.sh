@@ -21,6 +21,6 @@ if [ $# -gt 0 ]; then  # nanoGPT's own command for a laptop's CPU, with more bat
   python=$(realpath -s "$python")
   nanogpt "$1" "$python" data/shakespeare_char/prepare.py > /dev/null
   nanogpt "$1" "$python" train.py config/train_shakespeare_char.py --device=cpu --compile=False --eval_iters=200 \
-    --eval_interval=2000 --log_interval=100 --block_size=64 --batch_size=12 --n_layer=4 --n_head=4 --n_embd=128 \
-    --max_iters=2000 --lr_decay_iters=2000 --dropout=0.0 | tee $out/nanogpt.txt | tail -n 3
+    --eval_interval=3300 --log_interval=100 --block_size=64 --batch_size=12 --n_layer=4 --n_head=4 --n_embd=128 \
+    --max_iters=3300 --lr_decay_iters=3300 --dropout=0.0 | tee $out/nanogpt.txt | tail -n 3
 fi

@@ -330,6 +330,7 @@ def test_user_errors_are_one_line_with_the_fix(small, data_dir, tmp_path):
     out = tmp_path / "run"
     train.main([*small, "--max_steps=2", f"--out_dir={out}"])
     write_dataset(tmp_path / "tiny", b"too short", b"x")
+    new = [*small, f"--out_dir={tmp_path / 'new'}"]
     cases = [
         ([*small, "--max_steps=2", f"--out_dir={out}"], ["already holds a run", "--resume", "--overwrite"]),
         ([*small, "--resume", "--n_layer=3", "--max_steps=4", f"--out_dir={out}"], ["n_layer=3", "2", "on resume"]),
@@ -338,11 +339,11 @@ def test_user_errors_are_one_line_with_the_fix(small, data_dir, tmp_path):
             [*small, "--max_steps=2", "--batch_bytes=100", "--micro_batch=2"],
             ["batch_bytes=100", "64", "--batch_bytes=128"],
         ),
-        ([*small, "--max_steps=2", "--dataset=absent"], ["absent", "words", "prepare.py"]),
-        ([*small, "--max_steps=2", f"--data_dir={tmp_path}", "--dataset=tiny"], ["tiny", "9", "33"]),
-        ([*small, "--max_steps=2", "--device=cuda:7"], ["cuda:7"]),
-        ([*small, "--max_steps=2", "--device=gpu"], ["gpu"]),
-        ([*small, "--max_steps=2", "words"], ["'words'", "--help"]),
+        ([*new, "--max_steps=2", "--dataset=absent"], ["absent", "words", "prepare.py"]),
+        ([*new, "--max_steps=2", f"--data_dir={tmp_path}", "--dataset=tiny"], ["tiny", "9", "33"]),
+        ([*new, "--max_steps=2", "--device=cuda:7"], ["cuda:7"]),
+        ([*new, "--max_steps=2", "--device=gpu"], ["gpu"]),
+        ([*new, "--max_steps=2", "words"], ["'words'", "--help"]),
     ]
     for argv, words in cases:
         with pytest.raises(ValueError) as e:
