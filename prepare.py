@@ -384,7 +384,8 @@ def main(argv=None):
     finally:
         signal.signal(signal.SIGTERM, terminated)
         sweep()
-    print(f"next: python train.py --dataset={name}")
+    config = " config/bpe_50m.py" * (cfg.tokenizer == "gpt2")
+    print(f"next: python train.py{config} --dataset={name}" + f" --data_dir={cfg.data_dir}" * (cfg.data_dir != "data"))
 
 
 def write(work, name, words, sources, val_sources, cfg, cap, total):

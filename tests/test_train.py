@@ -336,7 +336,7 @@ def test_user_errors_are_one_line_with_the_fix(small, data_dir, tmp_path):
         ([*small, "--resume", "--n_layer=3", "--max_steps=4", f"--out_dir={out}"], ["n_layer=3", "2", "on resume"]),
         ([*small, "--resume", "--max_steps=4", "--out_dir=nowhere"], ["no checkpoint", "nowhere"]),
         (
-            [*small, "--max_steps=2", "--batch_bytes=100", "--micro_batch=2"],
+            [*new, "--max_steps=2", "--batch_bytes=100", "--micro_batch=2"],
             ["batch_bytes=100", "64", "--batch_bytes=128"],
         ),
         ([*new, "--max_steps=2", "--dataset=absent"], ["absent", "words", "prepare.py"]),
