@@ -556,7 +556,8 @@ def main(argv=None):
         model = DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
     parameters, per_step = raw_model.parameter_table(), accumulation * micro * world * T
     run.say(reason)
-    run.say("parameters: " + ", ".join(f"{part} {n:,}" for part, n in parameters.items()) + " (head tied to embedding)")
+    run.say("parameters (the head is the embedding):")
+    run.say("\n".join(f"  {part:<14} {n:>12,}" for part, n in parameters.items()))
     run.say(f"a step: {accumulation} x {micro} rows x {T} x {world} processes = {per_step:,} of {size:,} symbols")
     run.start(
         command=shlex.join(["train.py", *argv]),
