@@ -245,7 +245,7 @@ class STLM(nn.Module):
     def dropout(self, x):
         if not (self.training and self.may_drop):
             return x
-        return x * (torch.rand_like(x) >= self.drop) / (1 - self.drop)
+        return x * (torch.rand_like(x, dtype=torch.float32) >= self.drop) / (1 - self.drop)
 
     may_drop = False  # train.py sets it where dropout is wanted; otherwise dropout stays out of the graph
 

@@ -44,7 +44,7 @@ class SampleConfig:
         if self.prompt and self.prompt_file:
             raise ValueError("give prompt or prompt_file, not both")
         for key in ("max_new_bytes", "temperature", "top_k", "seed"):
-            if getattr(self, key) < 0:
+            if not getattr(self, key) >= 0:  # (nan is not)
                 raise ValueError(f"{key}={getattr(self, key)} must not be negative")
         if self.num_samples < 1:
             raise ValueError(f"num_samples={self.num_samples} must be at least 1")
@@ -111,10 +111,10 @@ def main(argv=None):
 if __name__ == "__main__":
     try:
         main()
-    except ValueError as e:
-        sys.exit(f"sample.py: {e}")
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:  # `python sample.py | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except (ValueError, OSError) as e:
+        sys.exit(f"sample.py: {e}")

@@ -156,9 +156,10 @@ def evaluate(model, data, T, limit=0, rank=0, world=1):
     """
     device, cfg = model.embed.weight.device, model.cfg
     length = torch.from_numpy(data.length).to(device)
-    total = torch.zeros(5, dtype=torch.float64, device="cpu" if device.type == "mps" else device)
+    total = torch.zeros(5, dtype=torch.float64)
     windows = data.windows(T, limit)[rank::world]
-    rows = max(1, 16384 // T) if device.type == "cpu" else max(1, 131072 // T)
+    budget = (16384 if device.type == "cpu" else 131072) * 256 // model.vocab_size  # symbols at once: logits are large
+    rows = max(1, budget // T)
     was_training = model.training
     model.eval()
     while windows:
@@ -169,11 +170,12 @@ def evaluate(model, data, T, limit=0, rank=0, world=1):
         before = [[data.symbols[a - 1] if a else data.eot] for a, b in batch]
         x = torch.cat((torch.tensor(before, dtype=torch.long, device=device), y[:, :-1]), dim=1)
         ends = model.patch_ends(x)[0].sum(dim=1)
-        nats = (model.nats(x, y) * (length[y] > 0)).to(total.device)  # (MPS has no float64)
-        sums = [nats.double().sum(), length[y].sum(), (ends > cfg.n_patches).sum(), ends.sum(), len(batch)]
-        total += torch.stack([torch.as_tensor(s, dtype=torch.float64, device=total.device) for s in sums])
+        nats, n_bytes, ends = (model.nats(x, y) * (length[y] > 0)).cpu(), length[y].cpu(), ends.cpu()
+        sums = [nats.double().sum(), n_bytes.sum(), (ends > cfg.n_patches).sum(), ends.sum(), torch.tensor(len(batch))]
+        total += torch.stack([s.double() for s in sums])
     model.train(was_training)
     if world > 1:
+        total = total.to(device)
         dist.all_reduce(total)
     nats, n_bytes, overflow, ends, n = total.tolist()
     found = {"nats": nats, "bytes": int(n_bytes), "bpb": nats / math.log(2) / max(1, n_bytes)}
@@ -254,7 +256,7 @@ def dropout_at(progress, cfg):
 def pick_device(name="auto", local_rank=0):
     """-> (device, why)."""
     if name != "auto":
-        why = "as told"
+        name, why = (f"cuda:{local_rank}" if name == "cuda" else name), "as told"
     elif torch.cuda.is_available():
         name, why = f"cuda:{local_rank}", "a CUDA device is there"
     elif torch.backends.mps.is_available():
@@ -300,10 +302,10 @@ def compile_or_not(model, autocast, rows, T, device):
     try:
         idx = torch.zeros(rows, T, dtype=torch.long, device=device)
         with autocast:
-            loss = compiled(idx, idx)
+            loss = compiled(idx, torch.zeros_like(idx))
         loss.backward()
     except Exception as e:
-        print(f"torch.compile fails here ({type(e).__name__}: {str(e).strip().splitlines()[0]}): going on without it")
+        print(f"torch.compile fails here ({type(e).__name__}: {(str(e).splitlines() or [''])[0]}): going on without it")
         compiled = model
     model.zero_grad(set_to_none=True)
     return compiled
@@ -315,7 +317,8 @@ def keep_freed_memory():
         import ctypes
 
         libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD: up to 1 GiB comes from the heap
+        if not libc.mallopt(-3, 1 << 30):  # M_MMAP_THRESHOLD: up to 1 GiB comes from the heap
+            libc.mallopt(-3, 32 << 20)  # (as much as an older glibc allows)
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the heap is not trimmed
     except (OSError, AttributeError):
         pass  # not glibc
@@ -349,13 +352,15 @@ def write_atomically(path, write):
 
 
 def load_checkpoint(path, device="cpu"):
-    """The checkpoint's dict: model, optimizers, step, elapsed, best, config, intuition, commit, data."""
+    """The checkpoint's dict: model, optimizers, step, elapsed, best, config, parameters, data, commit."""
     if not Path(path).is_file():
         raise ValueError(f"no checkpoint {path}")
     try:
         return torch.load(path, map_location=device, weights_only=True)
     except Exception as e:
-        raise ValueError(f"{path} is not a readable checkpoint: {str(e).splitlines()[0]}") from None
+        raise ValueError(
+            f"{path} is not a readable checkpoint: {(str(e).splitlines() or [type(e).__name__])[0]}"
+        ) from None
 
 
 def load_model(path, device="cpu"):
@@ -472,7 +477,7 @@ def resumed(cfg):
             may = ", ".join(sorted(MAY_CHANGE - {"resume", "overwrite", "init_from"}))
             there = getattr(old, key)
             raise ValueError(f"{key}={getattr(cfg, key)!r}, but {path} has {there!r}; on resume only {may} may change")
-    given = cfg.given & MAY_CHANGE | {"out_dir", "resume", "overwrite"}
+    given = cfg.told & MAY_CHANGE | {"out_dir", "resume", "overwrite", "init_from"}
     if given & {"max_steps", "max_seconds"}:
         given |= {"max_steps", "max_seconds"}
     return dataclasses.replace(old, **{k: getattr(cfg, k) for k in given}), checkpoint
@@ -488,7 +493,7 @@ def main(argv=None):
     checkpoint = None
     if cfg.resume:
         cfg, checkpoint = resumed(cfg)
-    elif (Path(cfg.out_dir) / "run.json").exists() and not cfg.overwrite:
+    elif not cfg.overwrite and any((Path(cfg.out_dir) / name).exists() for name in ("run.json", "last.pt", "best.pt")):
         ways = "--resume goes on with it, --overwrite throws it away, --out_dir=DIR avoids it"
         raise ValueError(f"{cfg.out_dir} already holds a run: {ways}")
     run = Run(cfg, rank)
@@ -506,7 +511,7 @@ def main(argv=None):
     if checkpoint and checkpoint["data"]["train"] != train_data.meta["train"]:
         raise ValueError(f"{cfg.dataset} is not the data that {run.last} was trained on: its sha256 differs")
     rows = cfg.batch_bytes // T
-    micro = cfg.micro_batch or max(1, rows // world)
+    micro = min(cfg.micro_batch or rows, max(1, rows // world))
     accumulation = rows // (micro * world)
     if accumulation * micro * world * T != cfg.batch_bytes:
         unit = micro * world * T
@@ -523,7 +528,6 @@ def main(argv=None):
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     dtype, why_dtype = pick_dtype(cfg.dtype, device)
     compiled = cfg.compile == "on" or (cfg.compile == "auto" and device.type == "cuda")
-    reason = f"{device} ({why_device}), {str(dtype)[6:]} ({why_dtype}), compile {'on' if compiled else 'off'}"
     autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
     synchronize = torch.cuda.synchronize if device.type == "cuda" else (lambda: None)
     keep_freed_memory()
@@ -551,6 +555,8 @@ def main(argv=None):
     if compiled:
         model = compile_or_not(raw_model, autocast, micro, T, device)
         run.elapsed += time.perf_counter() - tick  # races count the time to compile
+    compiled = model is not raw_model
+    reason = f"{device} ({why_device}), {str(dtype)[6:]} ({why_dtype}), compile {'on' if compiled else 'off'}"
     if world > 1:
         devices = [device.index] if device.type == "cuda" else None
         model = DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
@@ -573,19 +579,28 @@ def main(argv=None):
     )
     run.record("start")
 
+    def rank_zero(seconds):
+        """Every process follows the clock of rank 0: learning rates and the end depend on it."""
+        if world == 1:
+            return seconds
+        clock = torch.tensor([seconds], dtype=torch.float64, device=device)
+        dist.broadcast(clock, 0)
+        return clock.item()
+
     def progress():
         return run.step / cfg.max_steps if cfg.max_steps else run.elapsed / cfg.max_seconds
 
     signals = []  # that arrived: the loop ends after the step; a second one ends it at once
 
     def on_signal(number, frame):
-        if signals:
+        if signals and number == signal.SIGINT:
             raise KeyboardInterrupt
         signals.append(number)
 
     handlers = {s: signal.signal(s, on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
     peak, live = peak_flops(device), sys.stdout.isatty()
-    tick, logged, stop = time.perf_counter(), (run.step, run.elapsed), progress() >= 1
+    run.elapsed = rank_zero(run.elapsed)
+    tick, logged, stop = time.perf_counter(), (run.step, run.elapsed), progress() >= 1 and run.step > 0
     try:
         while not stop:
             scale = lr_scale(progress(), cfg)
@@ -600,7 +615,7 @@ def main(argv=None):
                 if world > 1:
                     model.require_backward_grad_sync = i == accumulation - 1
                 with autocast:
-                    part_loss = model(part[:, :-1], part[:, 1:]) / accumulation
+                    part_loss = model(part[:, :-1].contiguous(), part[:, 1:].contiguous()) / accumulation
                 part_loss.backward()
                 loss += part_loss.detach()
             norm = torch.nn.utils.clip_grad_norm_(raw_model.parameters(), cfg.grad_clip or math.inf)
@@ -612,10 +627,11 @@ def main(argv=None):
             now = time.perf_counter()
             run.elapsed, tick = run.elapsed + now - tick, now
             interrupted = len(signals) > 0
-            if world > 1:  # every process follows the clock of rank 0 and heeds a signal that any of them got
-                state = torch.tensor([run.elapsed if rank == 0 else 0.0, float(interrupted)], device=device)
-                dist.all_reduce(state)
-                run.elapsed, interrupted = state[0].item(), state[1].item() > 0
+            if world > 1:  # all heed a signal that any of them got
+                heard = torch.tensor([float(interrupted)], device=device)
+                dist.all_reduce(heard)
+                interrupted = heard.item() > 0
+            run.elapsed = rank_zero(run.elapsed)
             stop = interrupted or progress() >= 1
             pause = stop or (cfg.eval_interval and run.step % cfg.eval_interval == 0)
 
@@ -641,7 +657,7 @@ def main(argv=None):
                 logged = (run.step, run.elapsed)
             if pause:
                 synchronize()
-                run.elapsed += time.perf_counter() - tick
+                run.elapsed = rank_zero(run.elapsed + time.perf_counter() - tick)
                 run.save(run.last, raw_model, optimizers)
                 if not stop:
                     run.evaluation(evaluate(raw_model, val_data, T, cfg.eval_bytes, rank, world), raw_model, optimizers)
@@ -651,6 +667,8 @@ def main(argv=None):
             run.record("interrupted")
             run.status("interrupted")
             run.say(f"stopped by a signal after step {run.step}; {run.last} is saved, --resume goes on")
+            if world > 1:
+                dist.barrier()
             return 130
         result = evaluate(raw_model, val_data, T, 0, rank, world)
         run.evaluation(result, raw_model, optimizers)

@@ -70,7 +70,7 @@ def load_file(cls, path):
         raise ValueError(f"{path}: {type(e).__name__}: {e}") from e
     finally:
         sys.path.remove(str(ROOT))
-    skip = (types.ModuleType, types.FunctionType, type)
+    skip = (types.ModuleType, types.FunctionType, types.BuiltinFunctionType, type)
     values = {k: v for k, v in names.items() if not k.startswith("_") and not isinstance(v, skip)}
     values = {k: _convert(cls, k, v, path) for k, v in values.items()}
     return values, inspect.cleandoc(names["__doc__"] or "")
@@ -80,7 +80,7 @@ def build(cls, values, where="config"):
     """`cls(**values)`, with `where` in front of what its own __post_init__ finds impossible."""
     try:
         return cls(**values)
-    except ValueError as e:
+    except (ValueError, TypeError) as e:
         raise ValueError(f"{where}: {e}") from None
 
 
@@ -89,8 +89,8 @@ def parse(cls, argv, usage, default_file=None, either=()):
 
     Returns (config, words): words are the arguments without dashes that are not a config file (one is looked for
     where `default_file` is given: the first word that ends in .py). config.given is the set of keys that were
-    said, in a file the user named or on the command line. Of the keys in `either`, one on the command line drops the
-    file's. `--help` prints `usage` and every knob, and exits.
+    said, in a file the user named or on the command line; config.told those of the command line alone. Of the keys in
+    `either`, one on the command line drops the file's. `--help` prints `usage` and every knob, and exits.
     """
     if "--help" in argv or "-h" in argv:
         print(usage.strip() + "\n\n" + describe(cls))
@@ -126,7 +126,7 @@ def parse(cls, argv, usage, default_file=None, either=()):
     if given.keys() & set(either):  # of keys that exclude each other, the command line drops the file's
         values = {k: v for k, v in values.items() if k not in either}
     config = build(cls, values | given, where)
-    config.given = said
+    config.given, config.told = said, set(given)
     return config, words
 
 

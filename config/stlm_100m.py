@@ -1,6 +1,6 @@
 """100M parameters, pooled at spaces: the largest of the family, still smaller than GPT-2's smallest.
 
-The same shape as stlm_50m, deeper and wider: a trunk of 10 layers, 832 wide, and local layers of 384.
+The same shape as stlm_50m, deeper and wider: a trunk of 10 layers, 832 wide, and local layers of 416.
 """
 
 from config.stlm_50m import *

@@ -8,7 +8,7 @@ dataset = "textbooks"
 max_steps = 20000
 # model: 9.9M, of which 2.0M tables
 block_size = 1024
-max_patches = 224
+max_patches = 240
 n_layer = 6
 n_head = 5
 n_embd = 320

@@ -197,6 +197,15 @@ def test_resumed_equals_uninterrupted_bit_for_bit(small, tmp_path):
     assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
 
 
+def test_resuming_with_the_same_config_file_keeps_what_the_command_line_said(small, tmp_path):
+    config = tmp_path / "mine.py"
+    config.write_text("max_steps = 9\nn_layer = 2\n")
+    arguments = [a for a in small if not a.startswith("--max_seconds")]
+    train.main([str(config), *arguments, "--max_steps=3", f"--out_dir={tmp_path / 'run'}"])
+    train.main([str(config), "--resume", f"--out_dir={tmp_path / 'run'}"])
+    assert load_checkpoint(tmp_path / "run" / "last.pt")["step"] == 3
+
+
 def test_evaluating_more_changes_no_training_loss(small, tmp_path):
     for name, interval in (("never", 0), ("often", 2)):
         train.main(
@@ -309,6 +318,8 @@ def test_init_from_starts_at_the_other_runs_weights(small, tmp_path):
     train.main([*small, "--max_steps=20", f"--out_dir={tmp_path / 'a'}"])
     train.main([*small, "--max_steps=1", f"--init_from={tmp_path / 'a'}", f"--out_dir={tmp_path / 'b'}"])
     assert losses(tmp_path / "b")[1] < 6.5 < losses(tmp_path / "a")[1]
+    train.main(["--resume", "--max_steps=3", f"--out_dir={tmp_path / 'b'}"])
+    assert load_checkpoint(tmp_path / "b" / "last.pt")["step"] == 3
     with pytest.raises(ValueError, match="another model"):
         train.main(
             [*small, "--n_layer=1", "--max_steps=1", f"--init_from={tmp_path / 'a'}", f"--out_dir={tmp_path / 'c'}"]
