@@ -115,22 +115,53 @@ class Ring:
 
     def fill(self, k, v, n, window):
         """Take over a whole pass: k, v (B, P, H, D), of which the first n (B,) patches of a row are real."""
-        p = torch.arange(k.size(1), device=k.device)
-        keep = (p < n[:, None]) & (p >= n[:, None] - window)
-        slot = torch.where(keep, p % window, window)[..., None, None].expand_as(
-            k
-        )  # what is not kept goes to a spare slot
-        empty = k.new_zeros(k.size(0), window + 1, *k.shape[2:])
-        self.k, self.v = empty.scatter(1, slot, k)[:, :-1], empty.scatter(1, slot, v)[:, :-1]
+        slots = min(window, k.size(1))
+        self.k, self.v = (x.new_zeros(x.size(0), slots, *x.shape[2:]) for x in (k, v))
+        i = torch.arange(k.size(1), device=k.device)
+        row, i = ((i < n[:, None]) & (i >= n[:, None] - window)).nonzero(as_tuple=True)
+        self.k[row, i % window], self.v[row, i % window] = k[row, i], v[row, i]
 
-    def push(self, q, k, v, rows, n):
-        """Give each of `rows` one more patch, its number n (R,), and attend to what is there. q, k, v: (R, 1, H, D)."""
-        window = self.k.size(1)
-        self.k[rows, n % window], self.v[rows, n % window] = k[:, 0], v[:, 0]
-        there = torch.arange(window, device=n.device) <= n[:, None]  # (rows, window)
-        used = min(int(n.max()) + 1, window)  # slots beyond were never written, in any row
-        q, k, v = q.transpose(1, 2), self.k[rows, :used].transpose(1, 2), self.v[rows, :used].transpose(1, 2)
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=there[:, None, None, :used]).transpose(1, 2)
+    def push(self, q, k, v, plan):
+        """Attend to what is there and to the new patches q, k, v (R, P, H, D); keep these. See Plan."""
+        keys, values = torch.cat((self.k[plan.old], k), dim=1), torch.cat((self.v[plan.old], v), dim=1)
+        y = F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, keys, values)), attn_mask=plan.mask)
+        more = plan.slots - self.k.size(1)
+        if more > 0:
+            self.k, self.v = F.pad(self.k, (0, 0, 0, 0, 0, more)), F.pad(self.v, (0, 0, 0, 0, 0, more))
+        self.k[plan.put], self.v[plan.put] = k[plan.take], v[plan.take]
+        return y.transpose(1, 2)
+
+
+class Plan:
+    """Which slots of a Ring the next patches of some rows look at and go to; the same for all layers.
+
+    rows (R,) get up to P patches, of which the first new (R,) are real, after the n (R,) they have.
+    """
+
+    def __init__(self, rows, n, new, P, window):
+        used = min(int(n.max()), window)  # slots beyond were never written, in any row
+        self.old = (rows, slice(used))
+        slot, i = torch.arange(used, device=n.device), torch.arange(P, device=n.device)
+        newest = n[:, None] - 1
+        number = torch.cat((newest - (newest - slot) % window, n[:, None] + i), dim=1)  # (R, used + P) whose keys
+        back = (n[:, None] + i)[:, :, None] - number[:, None]
+        self.mask = ((back >= 0) & (back < window) & (number >= 0)[:, None])[:, None]  # (R, 1, P, used + P)
+        self.take = ((i < new[:, None]) & (i >= new[:, None] - window)).nonzero(as_tuple=True)
+        self.put = (rows[self.take[0]], (n[self.take[0]] + self.take[1]) % window)
+        self.slots = min(window, (int((n + new).max()) + 63) // 64 * 64)  # rings grow by 64 slots at a time
+
+
+def rows_at(x, i):
+    """x (B, N, E), i (B, M) -> (B, M, E): vector i of each row. A look-up, because its backward is the fastest."""
+    B, N, E = x.shape
+    return F.embedding(i + N * torch.arange(B, device=i.device)[:, None], x.reshape(B * N, E))
+
+
+def at_ends(x, ends, P):
+    """x (B, T, E), ends bool (B, T) -> (B, P, E): the vectors at the first P ends; slots left over get t = 0."""
+    t, number = torch.arange(x.size(1), device=x.device).expand_as(ends), ends.cumsum(dim=1) - 1
+    where = torch.zeros(len(x), P + 1, dtype=torch.long, device=x.device)  # slot P takes what is not kept
+    return rows_at(x, where.scatter(1, torch.where(ends, number.clamp(max=P), P), t)[:, :P])
 
 
 class Attention(nn.Module):
@@ -187,6 +218,20 @@ class Cache:
     since: torch.Tensor  # (B,) bytes since the patch rule last spoke
     past: list  # newest inputs of each local layer
     rings: list  # keys and values of each trunk layer, in each loop
+
+    def repeat(self, times):
+        """A cache with row i of this one times[i] times: one beginning, several ways to go on."""
+        new = Cache()
+        for key, value in vars(self).items():
+            if key == "rings":
+                new.rings = [Ring() for _ in value]
+                for mine, ring in zip(new.rings, value, strict=True):
+                    mine.k, mine.v = (x.repeat_interleave(times, dim=0) for x in (ring.k, ring.v))
+            elif key == "past":
+                new.past = [x.repeat_interleave(times, dim=0) for x in value]
+            else:
+                setattr(new, key, value.repeat_interleave(times, dim=0))
+        return new
 
 
 class STLM(nn.Module):
@@ -287,7 +332,7 @@ class STLM(nn.Module):
         With a fixed P, a row's patches beyond the first P are dropped and later bytes look at patch P. An empty `cache`
         is filled with what `step` needs to go on after idx.
         """
-        cfg, (B, T) = self.cfg, idx.shape
+        cfg, T = self.cfg, idx.size(1)
         x = self.embedding(idx)
         runs = cfg.n_layer * cfg.n_loop
         attends = [lambda q, k, v: attend(q, k, v, cfg.n_patches)] * runs
@@ -307,19 +352,11 @@ class STLM(nn.Module):
         ends, since = self.patch_ends(idx)
         number = ends.cumsum(dim=1) - 1  # (B, T) the newest finished patch of every byte
         P = n_patches or int(number.max()) + 1
-        t = torch.arange(T, device=idx.device).expand_as(idx)
-        where = torch.zeros(
-            B, P + 1, dtype=torch.long, device=idx.device
-        )  # byte of each patch end; slot P takes the rest
-        where = where.scatter(1, torch.where(ends, number.clamp(max=P), P), t)[:, :P]
-        row = torch.arange(B, device=idx.device)[:, None]
-        z = self.pool(
-            norm(F.embedding(where + row * T, x.reshape(B * T, -1)))
-        )  # (B, P, C); slots past a row's last are
+        z = self.pool(norm(at_ends(x, ends, P)))  # (B, P, C); slots past a row's last are
         if cache is not None:  # after all real ones, so that nothing real sees them
             cache.n, cache.since = number[:, -1] + 1, since
         z = self.unpool(self.trunk(z, torch.arange(P, device=idx.device), attends))  # (B, P, E)
-        spread = F.embedding(number.clamp(max=P - 1) + row * P, z.reshape(B * P, -1))  # (B, T, E)
+        spread = rows_at(z, number.clamp(max=P - 1))  # (B, T, E)
         y, more = self.local(self.decoder, x + spread, None)
         if cache is not None:
             cache.patch, cache.past = spread[:, -1:], past + more
@@ -350,29 +387,35 @@ class STLM(nn.Module):
 
     @torch.no_grad()
     def step(self, idx, cache):
-        """Read one more symbol of each row, idx (B,). Returns the logits after it (B, V); changes the cache."""
-        idx = idx[:, None]
+        """Read more symbols of each row, idx (B, S). Returns the logits after each (B, S, V); changes the cache."""
         x = self.embedding(idx, cache.tail)
-        rows = torch.arange(len(idx), device=idx.device)
+        ends = torch.ones_like(idx, dtype=torch.bool)
         if self.pooled:
             n_enc = len(self.encoder)
             x, past = self.local(self.encoder, x, cache.past[:n_enc])
             ends, cache.since = self.patch_ends(idx, cache.tail[:, -1], cache.since)
-            rows = ends[:, 0].nonzero()[:, 0]
-        if len(rows):  # the trunk runs for the rows that just finished a patch
-            n = cache.n[rows]
-            attends = [lambda q, k, v, ring=ring: ring.push(q, k, v, rows, n) for ring in cache.rings]
-            z = self.trunk(self.pool(norm(x[rows])) if self.pooled else x, n[:, None], attends)
-            cache.n[rows] += 1
-            if not self.pooled:
-                x = z
-            else:
-                cache.patch[rows] = self.unpool(z)
-        if self.pooled:
-            x, more = self.local(self.decoder, x + cache.patch, cache.past[n_enc:])
-            x, cache.past = norm(x), past + more
-        cache.tail = torch.cat((cache.tail, idx), dim=1)[:, 1:]
-        return self.head(x[:, -1])
+        number = ends.cumsum(dim=1)  # (B, S) new patches so far
+        rows = number[:, -1].nonzero()[:, 0]
+        if len(rows):  # the trunk runs for the rows that finish a patch here
+            n, new = cache.n[rows], number[rows, -1]
+            P = int(new.max())
+            plan = Plan(rows, n, new, P, self.cfg.n_patches)
+            attends = [lambda q, k, v, ring=ring: ring.push(q, k, v, plan) for ring in cache.rings]
+            z = self.pool(norm(at_ends(x[rows], ends[rows], P))) if self.pooled else x
+            z = self.trunk(z, n[:, None] + torch.arange(P, device=idx.device), attends)
+            cache.n[rows] += new
+        if not self.pooled:
+            x = z
+        else:
+            patches = cache.patch
+            if len(rows):
+                fresh = patches.new_zeros(len(idx), P, patches.size(2)).index_copy(0, rows, self.unpool(z))
+                patches = torch.cat((patches, fresh), dim=1)  # (B, 1 + P, E)
+            spread = rows_at(patches, number)
+            x, more = self.local(self.decoder, x + spread, cache.past[n_enc:])
+            x, cache.patch, cache.past = norm(x), spread[:, -1:], past + more
+        cache.tail = torch.cat((cache.tail, idx), dim=1)[:, idx.size(1) :]
+        return self.head(x)
 
     @torch.inference_mode()
     def generate(self, prompt=b"", max_new=500, temperature=1.0, top_k=0, top_p=1.0, generator=None, stop=True):
@@ -393,7 +436,7 @@ class STLM(nn.Module):
             if stop and symbol == self.eot:
                 return
             yield self.decode([symbol])
-            logits = self.step(torch.tensor([symbol], device=device), cache)
+            logits = self.step(torch.tensor([[symbol]], device=device), cache)[:, -1]
 
     @torch.no_grad()
     def loglikelihood(self, context, continuation):

@@ -111,13 +111,18 @@ class Data:
         if self.meta["tokenizer"] != cfg.tokenizer:
             raise ValueError(f"{folder} has tokenizer={self.meta['tokenizer']!r}, the config says {cfg.tokenizer!r}")
         self.symbols = np.memmap(folder / f"{split}.bin", dtype=self.meta["dtype"], mode="r")
-        self.eot, self.length = EOT, np.ones(256, dtype=np.int64)
-        if cfg.tokenizer == "gpt2":
-            self.eot = GPT2_EOT
-            self.length = np.array([len(gpt2().decode_single_token_bytes(i)) for i in range(GPT2_EOT + 1)])
-        self.length[self.eot] = 0
+        self.eot, self.length = symbol_lengths(cfg.tokenizer)
         self.bytes_per_symbol = self.meta[split]["bytes"] / len(self.symbols)
         self._epoch = (None, None)
+
+    @classmethod
+    def of_text(cls, model, text):
+        """Any text (bytes, valid UTF-8) as if it were a split with one document."""
+        self = cls.__new__(cls)
+        self.symbols, self._epoch = np.array(model.encode(text)), (None, None)
+        self.eot, self.length = symbol_lengths(model.cfg.tokenizer)
+        self.bytes_per_symbol = len(text) / max(1, len(self.symbols))
+        return self
 
     def batch(self, seed, step, rows, T, rank=0, world=1):
         """This rank's share of the global batch of `rows` rows at `step`: int64 array (rows / world, T + 1).
@@ -140,39 +145,65 @@ class Data:
             out[i] = row if len(row) == T + 1 else np.concatenate((row, self.symbols[: T + 1 - len(row)]))
         return out
 
-    def windows(self, T, limit=0):
-        """(start, stop) of consecutive windows of T; with a limit (in symbols), an even spread of them."""
-        starts = np.arange(0, len(self.symbols), T)
-        if limit and limit < len(self.symbols):
+    def windows(self, T, limit=0, stride=0):
+        """(start, stop, first) of consecutive windows of T symbols, of which those from `first` on are to be scored.
+
+        With a limit (in symbols), an even spread of the windows. With a stride, windows overlap and each scores its
+        last `stride` symbols, which then have at least T - stride before them (except at the start of the text).
+        """
+        size = len(self.symbols)
+        if stride:
+            rest = [(first + stride - T, min(first + stride, size), first) for first in range(T, size, stride)]
+            return [(0, min(T, size), 0), *rest]
+        starts = np.arange(0, size, T)
+        if limit and limit < size:
             starts = starts[np.linspace(0, len(starts) - 1, max(1, limit // T)).round().astype(int)]
-        return [(int(s), min(int(s) + T, len(self.symbols))) for s in starts]
+        return [(int(s), min(int(s) + T, size), int(s)) for s in starts]
+
+
+def symbol_lengths(tokenizer):
+    """-> (EOT, table of how many bytes of text each symbol stands for: 0 for EOT)."""
+    eot, length = EOT, np.ones(256, dtype=np.int64)
+    if tokenizer == "gpt2":
+        eot, length = GPT2_EOT, np.array([len(gpt2().decode_single_token_bytes(i)) for i in range(GPT2_EOT + 1)])
+    length[eot] = 0
+    return eot, length
+
+
+def symbols_at_once(model):
+    """How many symbols to score in one pass: logits are large."""
+    return (16384 if model.embed.weight.device.type == "cpu" else 131072) * 256 // model.vocab_size
 
 
 @torch.no_grad()
-def evaluate(model, data, T, limit=0, rank=0, world=1):
+def evaluate(model, data, T, limit=0, rank=0, world=1, stride=0, progress=lambda n: None):
     """Score windows of the split: every symbol once, given those before it in its window (the first: given EOT).
 
     Returns {"nats", "bytes", "bpb", "overflow", "bytes_per_patch"}; sums over all ranks. EOT counts in neither sum.
+    `progress` is called with the number of symbols of each batch.
     """
     device, cfg = model.embed.weight.device, model.cfg
     length = torch.from_numpy(data.length).to(device)
     total = torch.zeros(5, dtype=torch.float64)
-    windows = data.windows(T, limit)[rank::world]
-    budget = (16384 if device.type == "cpu" else 131072) * 256 // model.vocab_size  # symbols at once: logits are large
-    rows = max(1, budget // T)
+    windows = data.windows(T, limit, stride)[rank::world]
+    rows = max(1, symbols_at_once(model) // T)
     was_training = model.training
     model.eval()
     while windows:
-        size = windows[0][1] - windows[0][0]
-        batch = [w for w in windows[:rows] if w[1] - w[0] == size]  # the last window may be shorter: it goes alone
-        windows = windows[len(batch) :]
-        y = torch.from_numpy(np.stack([data.symbols[a:b] for a, b in batch]).astype(np.int64)).to(device)
-        before = [[data.symbols[a - 1] if a else data.eot] for a, b in batch]
+        start, stop, first = windows[0]
+        batch = [w for w in windows[:rows] if (w[1] - w[0], w[2] - w[0]) == (stop - start, first - start)]
+        windows = windows[len(batch) :]  # (the last window may be shorter: it goes alone)
+        y = torch.from_numpy(np.stack([data.symbols[w[0] : w[1]] for w in batch]).astype(np.int64)).to(device)
+        before = [[data.symbols[w[0] - 1] if w[0] else data.eot] for w in batch]
         x = torch.cat((torch.tensor(before, dtype=torch.long, device=device), y[:, :-1]), dim=1)
-        ends = model.patch_ends(x)[0].sum(dim=1)
-        nats, n_bytes, ends = (model.nats(x, y) * (length[y] > 0)).cpu(), length[y].cpu(), ends.cpu()
-        sums = [nats.double().sum(), n_bytes.sum(), (ends > cfg.n_patches).sum(), ends.sum(), torch.tensor(len(batch))]
-        total += torch.stack([s.double() for s in sums])
+        ends = model.patch_ends(x)[0]
+        overflow = (ends.sum(dim=1) > cfg.n_patches).sum()
+        scored = slice(first - start, None)
+        n_bytes = length[y[:, scored]]
+        nats = (model.nats(x, y)[:, scored] * (n_bytes > 0)).cpu()
+        sums = [nats.double().sum(), n_bytes.sum(), overflow, ends[:, scored].sum(), torch.tensor(len(batch))]
+        total += torch.stack([s.double().cpu() for s in sums])
+        progress(y[:, scored].numel())
     model.train(was_training)
     if world > 1:
         total = total.to(device)
@@ -238,6 +269,26 @@ def make_optimizers(model, cfg, dtype):
     for group in (g for o in optimizers for g in o.param_groups):
         group["peak_lr"] = group["lr"]
     return optimizers
+
+
+def train_step(model, optimizers, batch, micro, autocast, grad_clip):
+    """One optimizer step on this process's rows, batch (rows, T + 1), `micro` rows at a time.
+
+    Returns the mean loss of these rows in nats and the gradient's norm, both tensors on the device.
+    """
+    parts, loss = batch.split(micro), torch.zeros((), device=batch.device)
+    for i, part in enumerate(parts):
+        if isinstance(model, DistributedDataParallel):
+            model.require_backward_grad_sync = i == len(parts) - 1
+        with autocast:
+            part_loss = model(part[:, :-1].contiguous(), part[:, 1:].contiguous()) / len(parts)
+        part_loss.backward()
+        loss += part_loss.detach()
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return loss, norm
 
 
 def lr_scale(progress, cfg):
@@ -610,18 +661,7 @@ def main(argv=None):
                 raw_model.drop.fill_(dropout_at(progress(), cfg))
                 torch.manual_seed((cfg.seed * 1_000_003 + run.step) * world + rank)  # so that resuming needs no state
             batch = torch.from_numpy(train_data.batch(cfg.seed, run.step, rows, T, rank, world)).to(device)
-            loss = torch.zeros((), device=device)
-            for i, part in enumerate(batch.split(micro)):
-                if world > 1:
-                    model.require_backward_grad_sync = i == accumulation - 1
-                with autocast:
-                    part_loss = model(part[:, :-1].contiguous(), part[:, 1:].contiguous()) / accumulation
-                part_loss.backward()
-                loss += part_loss.detach()
-            norm = torch.nn.utils.clip_grad_norm_(raw_model.parameters(), cfg.grad_clip or math.inf)
-            for optimizer in optimizers:
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
+            loss, norm = train_step(model, optimizers, batch, micro, autocast, cfg.grad_clip)
             run.step += 1
 
             now = time.perf_counter()

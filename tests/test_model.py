@@ -131,8 +131,23 @@ def test_incremental_equals_full(pooling, n_tables, prompt):
     logits, cache = model.prefill(idx[:, :prompt])
     assert (logits - full[:, prompt - 1]).abs().max() < 1e-4
     for t in range(prompt, idx.size(1)):
-        logits = model.step(idx[:, t], cache)
+        logits = model.step(idx[:, t : t + 1], cache)[:, 0]
         assert (logits - full[:, t]).abs().max() < 1e-4
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from(POOLINGS), st.lists(st.integers(1, 60), min_size=2, max_size=6), st.integers(0, 9))
+@torch.no_grad()
+def test_reading_in_pieces_equals_reading_at_once(pooling, pieces, seed):
+    """Law 4, for any cut of the text, pieces longer than the trunk's window included; and after a cache is repeated."""
+    model = tiny(pooling, n_tables=2, max_patches=7)
+    idx = text(sum(pieces), rows=2, seed=seed).repeat_interleave(torch.tensor([1, 2]), dim=0)
+    full, start = model(idx), pieces[0]
+    cache = model.prefill(idx[:2, :start])[1].repeat(torch.tensor([1, 2]))
+    for n in pieces[1:]:
+        logits = model.step(idx[:, start : start + n], cache)
+        assert (logits - full[:, start : start + n]).abs().max() < 1e-4
+        start += n
 
 
 @settings(max_examples=12, deadline=None)
@@ -234,7 +249,7 @@ def test_shipped_configs(path):
     figure = path.stem.split("_")[-1]
     if path.stem == "demo":
         assert total <= 1.1e6
-    elif path.stem.startswith("shakespeare"):
+    elif path.stem.startswith(("shakespeare", "textbooks")):
         assert total <= float(figure[:-1]) * unit[figure[-1]]
     else:
         limit = float(figure[:-1]) * unit[figure[-1]]

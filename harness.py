@@ -1,0 +1,62 @@
+"""A trained model in EleutherAI's lm-evaluation-harness (pip install lm-eval), with every task it has.
+
+python harness.py run --model stlm --model_args out_dir=out/demo --tasks blimp,arc_easy --limit 200
+"""
+
+from pathlib import Path
+
+import torch
+from lm_eval.__main__ import cli_evaluate
+from lm_eval.api.model import LM
+from lm_eval.api.registry import register_model
+from tqdm import tqdm
+
+from bench import score
+from train import Data, evaluate, load_model, pick_device
+
+
+@register_model("stlm")
+class Harness(LM):
+    def __init__(self, out_dir, weights="last", device="auto", seed=1337, **ignored):
+        super().__init__()
+        self.model, checkpoint = load_model(Path(out_dir) / f"{weights}.pt", pick_device(device or "auto")[0])
+        self.context = checkpoint["config"]["block_size"]
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def loglikelihood(self, requests):
+        """[(log p of the continuation in nats, whether it is what greedy decoding writes)], one for each request."""
+        items = {}  # the choices of one question stand together, so that its context is read once
+        for i, request in enumerate(requests):
+            items.setdefault((request.task_name, request.doc_id), []).append(i)
+        work = [[tuple(text.encode() for text in requests[i].args) for i in item] for item in items.values()]
+        with tqdm(total=len(requests), desc="loglikelihood", disable=None) as bar:
+            scores = score(self.model, work, bar.update)
+        found = dict(
+            zip((i for item in items.values() for i in item), (s for item in scores for s in item), strict=True)
+        )
+        return [found[i] for i in range(len(requests))]
+
+    def loglikelihood_rolling(self, requests):
+        """[log p of a whole text in nats], in consecutive windows of the context."""
+        texts = (Data.of_text(self.model, request.args[0].encode()) for request in tqdm(requests, disable=None))
+        return [-evaluate(self.model, data, self.context)["nats"] for data in texts]
+
+    def generate_until(self, requests):
+        """[text up to the first stop string]; a token of max_gen_toks counts as 4 bytes."""
+        return [self.generate(*request.args) for request in tqdm(requests, disable=None)]
+
+    def generate(self, context, options):
+        until, text = options.get("until") or [], b""
+        stops = [s.encode() for s in ([until] if isinstance(until, str) else until) if s]
+        most = options.get("max_gen_toks", 256) * (4 if self.model.cfg.tokenizer == "bytes" else 1)
+        temperature = options.get("temperature", 0.0) if options.get("do_sample") else 0.0
+        for piece in self.model.generate(context.encode(), most, temperature, generator=self.generator):
+            text += piece
+            if found := [text.index(s) for s in stops if s in text]:
+                text = text[: min(found)]
+                break
+        return text.decode(errors="replace")
+
+
+if __name__ == "__main__":
+    cli_evaluate()

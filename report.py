@@ -1,0 +1,348 @@
+"""The ledger of experiments: every run in out/ and results/ as tables and pictures (`python bench.py report`).
+
+A run is a folder with run.json and log.jsonl (train.py writes them) and perhaps eval.json (bench.py eval). Runs that
+differ in nothing but the seed make one row. Measured figures of other projects stand in results/peers.json.
+"""
+
+import dataclasses
+import json
+import math
+import re
+import statistics
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+
+from config import ROOT, build, load_file
+from train import Config, clock, write_atomically
+
+BEGIN, END = "<!-- written by `python bench.py report`: -->", "<!-- :end of what it writes -->"
+# Keys that do not make another experiment of a run
+ASIDE = {"dataset", "data_dir", "out_dir", "resume", "overwrite", "seed", "device", "config", "intuition"}
+ASIDE |= {"eval_interval", "eval_bytes", "log_interval"}
+TASKS = {"blimp": "BLiMP", "arc_easy": "ARC-E", "hellaswag": "HellaSwag", "winogrande": "WinoGr.", "mmlu": "MMLU"}
+
+
+def warn(text):
+    print(f"bench.py: {text}", file=sys.stderr)
+
+
+def read_json(path):
+    """A file's JSON object, or {} with a warning that names the file."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(value, dict):
+            return value
+        warn(f"{path} is left out: not a JSON object")
+    except (OSError, ValueError) as e:
+        warn(f"{path} is left out: {e}")
+    return {}
+
+
+def read_log(path):
+    """The events of a log.jsonl; lines that are not whole events are counted in a warning."""
+    if not path.is_file():
+        warn(f"{path.parent} has no log.jsonl")
+        return []
+    events, bad = [], 0
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            e = json.loads(line)
+            e["event"], e["step"] + 0, e["elapsed"] + 0, e["time"] + 0, e.get("bpb", 0) + 0
+            events.append(e)
+        except (ValueError, TypeError, KeyError):
+            bad += 1
+    if bad:
+        warn(
+            f"{path}: {bad} of {bad + len(events)} lines are not events (a killed run may leave half a line): left out"
+        )
+    return events
+
+
+def number(x, kind=float):
+    """x as a number, or None."""
+    try:
+        return kind(x) if math.isfinite(float(x)) else None
+    except (TypeError, ValueError):
+        return None
+
+
+def read_run(folder, now):
+    """What the tables and pictures need of one run, or None."""
+    info, log = read_json(folder / "run.json"), read_log(folder / "log.jsonl")
+    try:
+        cfg, parameters, data = info["config"], info["parameters"], info["data"]
+        run = {
+            "config": cfg.get("config") or folder.name,
+            "cfg": cfg,
+            "seed": cfg["seed"],
+            "folder": folder,
+            "log": log,
+        }
+        run |= {"parameters": int(parameters["total"]), "tables": int(parameters.get("n-gram tables", 0))}
+        run |= {"dataset": cfg["dataset"], "val": (data["val"]["sha256"], int(data["val"]["bytes"]))}
+        train_bytes = int(data["train"]["bytes"])
+        per_symbol = train_bytes / int(data["train"].get("symbols", train_bytes))
+        step = log[-1]["step"] if log else int(info.get("step", 0))
+        run["bytes"] = step * int(cfg["batch_bytes"]) * per_symbol
+        run |= {"epochs": run["bytes"] / train_bytes, "intuition": str(cfg.get("intuition", ""))}
+        run["share"] = (
+            step / cfg["max_steps"] if cfg.get("max_steps") else log[-1]["elapsed"] / cfg["max_seconds"] if log else 0
+        )
+    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as e:
+        if info:
+            warn(f"{folder / 'run.json'} is left out: {type(e).__name__}: {e}")
+        return None
+    verdict = info.get("verdict") or next((e for e in reversed(log) if e["event"] == "end"), {})
+    run |= {"step": step, "seconds": log[-1]["elapsed"] if log else number(info.get("elapsed")) or 0.0}
+    run["bpb"] = number(verdict.get("val_bpb"))
+    run["speed"] = number(verdict.get("bytes_per_second"))
+    run["status"] = str(info.get("status", "unknown"))
+    if run["status"] == "running":  # its log is its heartbeat; a silence of many intervals is an end
+        beats = [e["time"] for e in log][-20:]
+        usual = (beats[-1] - beats[0]) / (len(beats) - 1) if len(beats) > 1 else 30
+        run["silent"] = now - (beats[-1] if beats else number(info.get("updated")) or 0)
+        run["status"] = "running" if run["silent"] < 120 + 20 * usual else "killed"
+    run["device"] = str(info.get("device", "?")) + (
+        f", {info['threads']} threads" if "cpu" in str(info.get("device")) else ""
+    )
+    evaluation = read_json(folder / "eval.json") if (folder / "eval.json").is_file() else {}
+    if not isinstance(run_tasks := evaluation.get("tasks", {}), dict):
+        run_tasks = {}
+    run["tasks"] = {k: v for k, v in run_tasks.items() if isinstance(v, dict) and number(v.get("acc")) is not None}
+    return run
+
+
+def read_runs():
+    """All runs under results/ and out/; of a run and its copy, the one in results/."""
+    runs, seen, now = [], set(), time.time()
+    for path in [*sorted(Path("results").rglob("run.json")), *sorted(Path("out").rglob("run.json"))]:
+        run = read_run(path.parent, now)
+        if run:
+            key = (run["config"], run["seed"], run["log"][0]["time"] if run["log"] else str(path))
+            if key not in seen:
+                seen.add(key)
+                runs.append(run)
+    return runs
+
+
+# --- what an experiment changes --------------------------------------------------------------------------------------
+
+
+def config_file(name):
+    """(values of config/NAME.py with all defaults, its docstring, the config it builds on) or None if it is gone."""
+    path = ROOT / "config" / f"{name}.py"
+    try:
+        values, doc = load_file(Config, path)
+        values = dataclasses.asdict(build(Config, values, path))
+    except ValueError:
+        return None
+    parent = re.search(r"^from config\.(\w+) import \*", path.read_text(encoding="utf-8"), re.M)
+    return values, doc, parent and parent[1]
+
+
+def difference(values, base):
+    """The knobs of a config that are not as in its base, as text."""
+    keys = [k for k in base if k in values and k not in ASIDE and values[k] != base[k]]
+    return ", ".join(f"{k}={values[k]:g}" if isinstance(values[k], float) else f"{k}={values[k]}" for k in keys)
+
+
+def rows(runs):
+    """Runs of one experiment, whatever their seed, together: [(config name, its change, [runs])]."""
+    found, files = defaultdict(list), {}
+    for run in runs:
+        name = run["config"]
+        files[name] = files[name] if name in files else config_file(name)
+        change = difference(run["cfg"], files[name][0]) if files[name] else "(its config file is gone)"
+        found[name, change].append(run)
+    return [(name, change, group) for (name, change), group in found.items()]
+
+
+# --- the table -------------------------------------------------------------------------------------------------------
+
+
+def mean(group, key):
+    values = [r[key] for r in group if r[key] is not None]
+    return statistics.fmean(values) if values else None
+
+
+def cells(name, change, group):
+    bpb = [r["bpb"] for r in group if r["bpb"] is not None]
+    spread = f" ({min(bpb):.3f} to {max(bpb):.3f})" if len(bpb) > 1 else ""
+    speed, statuses = mean(group, "speed"), [r["status"] for r in group]
+    yield f"`{name}`" + (f": {change}" if change else "")
+    yield f"{group[0]['parameters']:,}"
+    yield f"{group[0]['tables']:,}" if group[0]["tables"] else "-"
+    yield ", ".join(str(r["seed"]) for r in group)
+    yield f"{statistics.fmean(bpb):.3f}{spread}" if bpb else "-"
+    yield f"{mean(group, 'bytes') / 1e6:,.1f} MB, {mean(group, 'epochs'):.2f}"
+    yield f"{mean(group, 'seconds'):,.0f} s"
+    yield f"{speed:,.0f}" if speed else "-"
+    yield ", ".join(sorted({r["device"] for r in group}))
+    for task in TASKS:
+        scores = [r["tasks"][task] for r in group if task in r["tasks"]]
+        n = f" (n={scores[0].get('n')})" if scores and scores[0].get("n") != scores[0].get("of") else ""
+        yield f"{100 * statistics.fmean(s['acc'] for s in scores):.1f}{n}" if scores else "-"
+    yield ", ".join(f"{statuses.count(s)} {s}" if len(set(statuses)) > 1 else s for s in sorted(set(statuses)))
+    folder = group[0]["folder"]
+    yield f"[log]({folder.as_posix()})" if folder.parts[0] == "results" else f"`{folder.as_posix()}`"
+
+
+HEADS = ["experiment: what it changes", "parameters", "of which tables", "seeds", "val bpb", "bytes read, epochs"]
+HEADS += ["training", "bytes/s", "device", *TASKS.values(), "status", ""]
+
+
+def datasets(runs):
+    """[(name of the data, bytes of its val, rows)], since bpb compares within one val file only."""
+    by_val = defaultdict(list)
+    for run in runs:
+        by_val[run["val"]].append(run)
+    found = [(group[0]["dataset"], val[1], rows(group)) for val, group in by_val.items()]
+    return sorted(found, key=lambda d: (d[0], d[1]))
+
+
+def markdown(runs):
+    """The tables, a section for each val file, and why each config is there."""
+    lines, why = [], {}
+    for name, size, experiments in datasets(runs):
+        lines += [f"### {name} (val: {size:,} bytes)", ""]
+        experiments.sort(key=lambda e: (mean(e[2], "bpb") is None, mean(e[2], "bpb") or 0))
+        table = [list(cells(*e)) for e in experiments]
+        keep = [i for i in range(len(HEADS)) if HEADS[i] not in TASKS.values() or any(row[i] != "-" for row in table)]
+        for row in [HEADS, ["---"] * len(HEADS), *table]:
+            lines.append("| " + " | ".join(row[i].replace("|", "\\|").replace("\n", " ") for i in keep) + " |")
+        lines.append("")
+        why |= {config: group[0]["intuition"] for config, _, group in experiments}
+    lines += ["### Why", ""]
+    for config, doc in sorted(why.items()):
+        base, file = "", config_file(config)
+        if file and file[2] and (parent := config_file(file[2])):
+            base = f" (`{file[2]}` with {difference(file[0], parent[0])})"
+        lines.append(f"- `{config}`{base}: {' '.join((file[1] if file else doc).split()) or 'no docstring'}")
+    return "\n".join([*lines, ""])
+
+
+def write_table(path, text):
+    """Put text between the markers of the file; without markers, at its end."""
+    old = path.read_text(encoding="utf-8") if path.exists() else "# Experiments\n"
+    if old.count(BEGIN) != old.count(END) or old.count(BEGIN) > 1 or old.find(BEGIN) > old.find(END):
+        raise ValueError(f"{path}: the markers {BEGIN!r} and {END!r} must stand there once each, in this order")
+    if BEGIN not in old:
+        old = f"{old.rstrip()}\n\n## All runs\n\n{BEGIN}\n{END}\n"
+    before, after = old.split(BEGIN)[0], old.split(END)[1]
+    write_atomically(path, lambda f: f.write(f"{before}{BEGIN}\n\n{text}\n{END}{after}".encode()))
+
+
+# --- pictures --------------------------------------------------------------------------------------------------------
+
+
+def peers():
+    """Figures of other projects: [{"name", "val_bytes", "parameters", "seconds", "bpb", "source"}]."""
+    path = Path("results/peers.json")
+    return read_json(path).get("peers", []) if path.is_file() else []
+
+
+def draw(runs, folder=Path("results")):
+    """Write bpb_parameters.png, bpb_time.png and loss_curves.png: a panel for each val file of several experiments.
+
+    Runs under a folder called `trials` are in the table only.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    from matplotlib.ticker import EngFormatter, LogLocator
+
+    done = [r for r in runs if r["status"] == "finished" and r["bpb"] is not None and "trials" not in r["folder"].parts]
+    panels, written = [p for p in datasets(done) if len(p[2]) > 1], []
+    pictures = {"bpb_parameters": "parameters", "bpb_time": "seconds of training", "loss_curves": "seconds of training"}
+    for picture, xlabel in pictures.items() if panels else ():
+        figure, axes = plt.subplots(
+            1, len(panels), figsize=(6.2 * len(panels), 4.8), layout="constrained", squeeze=False
+        )
+        for ax, (name, size, experiments) in zip(axes[0], panels, strict=True):
+            ylabel = "training loss, bits per byte" if picture == "loss_curves" else "val bits per byte"
+            ax.set(title=name, xlabel=xlabel, ylabel=ylabel)
+            ax.grid(alpha=0.3)
+            if picture == "loss_curves":
+                curves(ax, experiments)
+            else:
+                points(ax, experiments, "parameters" if picture == "bpb_parameters" else "seconds", size)
+                ax.set_xscale("log")
+                ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                ax.xaxis.set_major_formatter(EngFormatter(sep=""))
+                ax.xaxis.set_minor_formatter("")
+                ax.margins(0.3, 0.15)
+        folder.mkdir(parents=True, exist_ok=True)
+        written.append(folder / f"{picture}.png")
+        figure.savefig(written[-1], dpi=100)
+        plt.close(figure)
+    return written
+
+
+def points(ax, experiments, key, val_bytes):
+    """val bpb against parameters or time: the mean of the seeds, lowest to highest; other projects as grey crosses."""
+    place = {"xytext": (7, 4), "textcoords": "offset points", "fontsize": 8}
+    for peer in (p for p in peers() if p.get("val_bytes") == val_bytes and p.get(key)):
+        ax.plot(peer[key], peer["bpb"], "x", color="grey", ms=8)
+        ax.annotate(peer["name"], (peer[key], peer["bpb"]), color="grey", **place)
+    colors = {"space": "tab:red", "fixed": "tab:orange", "none": "tab:blue", "gpt2": "tab:green"}
+    kinds = []
+    for config, change, group in experiments:
+        kind = "gpt2" if group[0]["cfg"].get("tokenizer") == "gpt2" else group[0]["cfg"].get("pooling")
+        label = {"none": "plain bytes", "gpt2": "BPE"}.get(kind, f"pooled: {kind}")
+        bpb, x = mean(group, "bpb"), mean(group, key)
+        around = [[bpb - min(r["bpb"] for r in group)], [max(r["bpb"] for r in group) - bpb]]
+        style = {"fmt": "o", "ms": 4 if change else 7, "alpha": 0.5 if change else 1, "capsize": 3}
+        ax.errorbar(x, bpb, around, color=colors.get(kind), label=None if kind in kinds else label, **style)
+        kinds.append(kind)
+        ax.annotate(f"{config} {change}"[:40], (x, bpb), **place)
+    ax.legend(fontsize=8)
+
+
+def curves(ax, experiments, most=8):
+    """Training loss against time, smoothed, of the best experiments: one seed each."""
+    highest, lowest = 0.0, math.inf
+    for name, change, group in sorted(experiments, key=lambda e: mean(e[2], "bpb"))[:most]:
+        x, y = [], []
+        for e in (e for e in group[0]["log"] if e["event"] == "train" and "bpb" in e):
+            share = max(0.1, 1 / (1 + len(y)))  # a running mean at first, then a decaying one
+            y.append(e["bpb"] if not y else y[-1] + share * (e["bpb"] - y[-1]))
+            x.append(e["elapsed"])
+        if y:
+            ax.plot(x, y, lw=1.2, label=f"{name} {change}"[:48])
+            highest, lowest = max(highest, y[len(y) // 8]), min(lowest, *y)
+    if highest:
+        ax.set_ylim(lowest * 0.97, highest * 1.05)
+        ax.legend(fontsize=8)
+
+
+# --- what is running -------------------------------------------------------------------------------------------------
+
+
+def running(runs):
+    """A line for each run that is going on, from its log."""
+    for r in (r for r in runs if r["status"] == "running"):
+        last = r["log"][-1] if r["log"] else {}
+        left = f"{clock(r['seconds'] / r['share'] * (1 - r['share']))} left" if r["share"] > 0 else "starting"
+        loss = next(
+            (f"train {e['bpb']:.3f} bpb" for e in reversed(r["log"]) if e["event"] == "train" and "bpb" in e), ""
+        )
+        best = min((e["bpb"] for e in r["log"] if e["event"] == "eval" and "bpb" in e), default=None)
+        parts = [f"{r['folder']}: step {last.get('step', 0):,} ({min(1, r['share']):.0%})", loss]
+        parts += [f"best val {best:.3f}" if best else "", left, f"last heard {r['silent']:.0f} s ago"]
+        yield " | ".join(p for p in parts if p)
+
+
+def report():
+    runs = read_runs()
+    if not runs:
+        raise ValueError("no runs under out/ or results/ yet: python train.py makes one, bench.py eval scores it")
+    ended = [r for r in runs if r["status"] != "running"]
+    if ended:  # (what is running now would be stale in a file)
+        write_table(Path("EXPERIMENTS.md"), markdown(ended))
+        print(f"{len(ended)} runs -> EXPERIMENTS.md" + "".join(f", {p}" for p in draw(ended)))
+    if sys.stdout.isatty() or len(ended) < len(runs):
+        lines = list(running(runs)) if sys.stdout.isatty() else []
+        print("\n".join(["running now:", *lines]) if lines else "nothing is running now" * sys.stdout.isatty())
