@@ -98,7 +98,8 @@ def measure_speed(config, cfg, text):
     """One round of one config, in a process of its own: {name of the figure: value}."""
     device = train.pick_device(cfg.device)[0]
     dtype = train.pick_dtype(cfg.dtype, device)[0]
-    synchronize = torch.cuda.synchronize if device.type == "cuda" else (lambda: None)
+    wait = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}
+    synchronize = wait.get(device.type, lambda: None)
     train.keep_freed_memory()
     torch.manual_seed(cfg.seed)
     raw_model = STLM(config).to(device)

@@ -171,8 +171,9 @@ def symbol_lengths(tokenizer):
 
 
 def symbols_at_once(model):
-    """How many symbols to score in one pass: logits are large."""
-    return (16384 if model.embed.weight.device.type == "cpu" else 131072) * 256 // model.vocab_size
+    """How many symbols to score in one pass: as many as a device does well, while their logits stay small."""
+    many, logits = (16384, 1 << 28) if model.embed.weight.device.type == "cpu" else (131072, 1 << 31)
+    return min(many, logits // (4 * model.vocab_size))
 
 
 @torch.no_grad()

@@ -1,20 +1,20 @@
 #!/usr/bin/env bash
-# Tiny Shakespeare in 110 seconds of training, 3 seeds, beside nanoGPT's CPU recipe on the same machine.
-# Usage: results/race_shakespeare.sh [PATH/TO/nanoGPT]     about 15 minutes; logs and verdicts go to results/shakespeare/
+# Tiny Shakespeare in 110 seconds of training: pooled and plain, two sizes, 3 seeds, beside nanoGPT on the same machine.
+# Usage: results/race_shakespeare.sh [PATH/TO/nanoGPT]     about 30 minutes; logs and verdicts go to results/shakespeare/
 # The text: python prepare.py shakespeare (or a local input.txt with --name=shakespeare).
 set -eu
 cd "$(dirname "$0")/.."
 python=${PYTHON:-.venv/bin/python}
 out=results/shakespeare
-mkdir -p $out
 for seed in ${SEEDS:-1 2 3}; do
-  for config in shakespeare_800k shakespeare_80k; do
-    $python train.py config/$config.py --seed="$seed" --out_dir=out/race-$config-$seed --overwrite | tail -n 1
-    cp out/race-$config-$seed/log.jsonl $out/$config-seed$seed.log.jsonl
-    cp out/race-$config-$seed/run.json $out/$config-seed$seed.run.json
+  for config in ${CONFIGS:-shakespeare_800k shakespeare_plain_800k shakespeare_80k shakespeare_plain_80k}; do
+    run=$config-seed$seed
+    $python train.py config/$config.py --seed="$seed" --out_dir=out/$run --overwrite | tail -n 1
+    mkdir -p $out/$run
+    cp out/$run/log.jsonl out/$run/run.json $out/$run/
   done
 done
-if [ $# -gt 0 ]; then  # nanoGPT's own command for a laptop's CPU, with more batches in its estimate of the val loss
+if [ $# -gt 0 ]; then  # nanoGPT's own command for a laptop's CPU, longer, with more batches in its estimate of the val loss
   mkdir -p "$1/data/shakespeare_char"
   [ -f "$1/data/shakespeare_char/input.txt" ] || cat data/shakespeare/train.bin data/shakespeare/val.bin > "$1/data/shakespeare_char/input.txt"
   nanogpt() { (cd "$1" && shift && "$@"); }

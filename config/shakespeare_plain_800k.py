@@ -1,0 +1,15 @@
+"""Tiny Shakespeare in 110 seconds, plain bytes: what shakespeare_800k has to beat.
+
+The same recipe and as many parameters without pooling: attention at every byte sees more, but costs more, so that
+fewer bytes are read in the same time.
+"""
+
+from config.shakespeare_800k import *
+
+pooling = "none"
+max_patches = 0
+n_layer = 4
+n_loop = 1
+n_embd = 120
+n_tables = 1
+table_size = 512
