@@ -49,9 +49,11 @@ def read_log(path):
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             e = json.loads(line)
-            e["event"], e["step"] + 0, e["elapsed"] + 0, e["time"] + 0, e.get("bpb", 0) + 0
+            if not all(math.isfinite(x) for x in (e["step"], e["elapsed"], e["time"], e.get("bpb", 0))):
+                raise ValueError("a number is not finite")
+            e["event"].strip()
             events.append(e)
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
             bad += 1
     if bad:
         warn(
@@ -69,48 +71,43 @@ def number(x, kind=float):
 
 
 def read_run(folder, now):
-    """What the tables and pictures need of one run, or None."""
+    """What the tables and pictures need of one run, or None with a warning."""
     info, log = read_json(folder / "run.json"), read_log(folder / "log.jsonl")
     try:
-        cfg, parameters, data = info["config"], info["parameters"], info["data"]
-        run = {
-            "config": cfg.get("config") or folder.name,
-            "cfg": cfg,
-            "seed": cfg["seed"],
-            "folder": folder,
-            "log": log,
-        }
-        run |= {"parameters": int(parameters["total"]), "tables": int(parameters.get("n-gram tables", 0))}
-        run |= {"dataset": cfg["dataset"], "val": (data["val"]["sha256"], int(data["val"]["bytes"]))}
-        train_bytes = int(data["train"]["bytes"])
-        per_symbol = train_bytes / int(data["train"].get("symbols", train_bytes))
-        step = log[-1]["step"] if log else int(info.get("step", 0))
-        run["bytes"] = step * int(cfg["batch_bytes"]) * per_symbol
-        run |= {"epochs": run["bytes"] / train_bytes, "intuition": str(cfg.get("intuition", ""))}
-        run["share"] = (
-            step / cfg["max_steps"] if cfg.get("max_steps") else log[-1]["elapsed"] / cfg["max_seconds"] if log else 0
-        )
-    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as e:
-        if info:
-            warn(f"{folder / 'run.json'} is left out: {type(e).__name__}: {e}")
-        return None
+        return take(folder, info, log, now) if info else None
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as e:
+        warn(f"{folder / 'run.json'} is left out: {type(e).__name__}: {e}")
+
+
+def take(folder, info, log, now):
+    cfg, parameters, data = info["config"], info["parameters"], info["data"]
+    run = {"folder": folder, "log": log, "cfg": cfg, "config": str(cfg.get("config") or folder.name)}
+    run |= {"seed": int(cfg["seed"]), "dataset": str(cfg["dataset"]), "intuition": str(cfg.get("intuition", ""))}
+    run |= {"parameters": int(parameters["total"]), "tables": int(parameters.get("n-gram tables", 0))}
+    run["val"] = (str(data["val"]["sha256"]), int(data["val"]["bytes"]))
+    train_bytes = int(data["train"]["bytes"])
+    step, run["seconds"] = (log[-1][k] if log else float(info.get(k, 0)) for k in ("step", "elapsed"))
+    run["bytes"] = step * int(cfg["batch_bytes"]) * train_bytes / int(data["train"].get("symbols", train_bytes))
+    run["epochs"] = run["bytes"] / train_bytes
+    run["share"] = step / cfg["max_steps"] if cfg.get("max_steps") else run["seconds"] / cfg["max_seconds"]
     verdict = info.get("verdict") or next((e for e in reversed(log) if e["event"] == "end"), {})
-    run |= {"step": step, "seconds": log[-1]["elapsed"] if log else number(info.get("elapsed")) or 0.0}
-    run["bpb"] = number(verdict.get("val_bpb"))
-    run["speed"] = number(verdict.get("bytes_per_second"))
+    run |= {"bpb": number(verdict.get("val_bpb")), "speed": number(verdict.get("bytes_per_second"))}
     run["status"] = str(info.get("status", "unknown"))
     if run["status"] == "running":  # its log is its heartbeat; a silence of many intervals is an end
         beats = [e["time"] for e in log][-20:]
         usual = (beats[-1] - beats[0]) / (len(beats) - 1) if len(beats) > 1 else 30
         run["silent"] = now - (beats[-1] if beats else number(info.get("updated")) or 0)
         run["status"] = "running" if run["silent"] < 120 + 20 * usual else "killed"
-    run["device"] = str(info.get("device", "?")) + (
-        f", {info['threads']} threads" if "cpu" in str(info.get("device")) else ""
-    )
+    run["device"] = str(info.get("device", "?"))
+    run["device"] += f", {info.get('threads')} threads" if "cpu" in run["device"] else ""
     evaluation = read_json(folder / "eval.json") if (folder / "eval.json").is_file() else {}
-    if not isinstance(run_tasks := evaluation.get("tasks", {}), dict):
-        run_tasks = {}
-    run["tasks"] = {k: v for k, v in run_tasks.items() if isinstance(v, dict) and number(v.get("acc")) is not None}
+    tasks = evaluation.get("tasks", {})
+    if not isinstance(tasks, dict) or any(
+        not isinstance(v, dict) or number(v.get("acc")) is None for v in tasks.values()
+    ):
+        warn(f"{folder / 'eval.json'}: its tasks are left out: they are not what bench.py eval writes")
+        tasks = {}
+    run["tasks"] = tasks
     return run
 
 
@@ -215,11 +212,11 @@ def markdown(runs):
         lines.append("")
         why |= {config: group[0]["intuition"] for config, _, group in experiments}
     lines += ["### Why", ""]
-    for config, doc in sorted(why.items()):
+    for config in sorted(why):
         base, file = "", config_file(config)
         if file and file[2] and (parent := config_file(file[2])):
             base = f" (`{file[2]}` with {difference(file[0], parent[0])})"
-        lines.append(f"- `{config}`{base}: {' '.join((file[1] if file else doc).split()) or 'no docstring'}")
+        lines.append(f"- `{config}`{base}: {' '.join((file[1] if file else why[config]).split()) or 'no docstring'}")
     return "\n".join([*lines, ""])
 
 

@@ -420,7 +420,7 @@ def test_report_survives_corrupt_and_partial_files_and_names_them(tmp_path, monk
     warned = capsys.readouterr().err
     for name in ("empty", "list", "bare", "odd", "gone"):
         assert f"out/{name}" in warned
-    assert "half/log.jsonl: 5 of" in warned and "half/eval.json" in warned
+    assert "half/log.jsonl: 5 of" in warned and "half/eval.json" in warned and "good/eval.json: its tasks" in warned
     assert "(1.250 to 1.500)" in Path("EXPERIMENTS.md").read_text()
 
 
