@@ -1,7 +1,7 @@
 """Tiny Shakespeare in 110 seconds, plain bytes: what shakespeare_800k has to beat.
 
-The same recipe and as many parameters without pooling: attention at every byte sees more, but costs more, so that
-fewer bytes are read in the same time.
+The same recipe and as many parameters without pooling: attention at every byte sees more, but costs more. It reads
+half as many bytes in the same time, too few to overfit, so that it needs no dropout.
 """
 
 from config.shakespeare_800k import *
@@ -13,3 +13,4 @@ n_loop = 1
 n_embd = 120
 n_tables = 1
 table_size = 512
+dropout = 0.0
