@@ -1,8 +1,7 @@
 """Tiny Shakespeare in 110 seconds on 2 CPU cores, with fewer parameters than nanoGPT's CPU recipe (0.80M).
 
-Pooled at spaces, so that the trunk runs at every fifth byte, and looped: its two layers run twice (whether that pays
-is open). A
-million bytes are read about five times over: a little dropout pays.
+Pooled at spaces, so that the trunk runs at every fifth byte, and looped: its two layers run twice (whether that pays is
+open). A million bytes are read about seven times over: a little dropout pays.
 """
 
 dataset = "shakespeare"
