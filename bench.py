@@ -139,6 +139,7 @@ def measure_speed(config, cfg, text):
     at = [round(n / per_symbol) for n in LENGTHS]
     n = round(128 / per_symbol)
     start = torch.linspace(0, len(symbols) - at[0] - n - 1, TOGETHER).long().tolist()
+    raw_model.step(symbols[None, :1], raw_model.prefill(symbols[None, : at[0]])[1])  # warm-up
     for texts in (1, TOGETHER):
         rows = torch.stack([symbols[i : i + at[0] + n] for i in start[:texts]])
         synchronize()
