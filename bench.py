@@ -12,6 +12,7 @@ speed: training (forward, backward, optimizer step, at the config's own batch) a
 eval: scores the run's final weights into out_dir/eval.json. Follows lm-evaluation-harness: acc takes the choice with
     the highest sum of log-probabilities (equals share the point), acc_norm divides by its characters, acc_bytes by its
     bytes. BLiMP compares whole sentences, WinoGrande what follows either name, ARC and MMLU the answers' texts (cloze).
+    (The harness puts a space before BLiMP's sentences and names MMLU's subject.)
     A line of DIR/TASK.jsonl: {"context": str, "choices": [str, ...], "answer": int} or {"context_options": [str, ...],
     "continuation": str, "answer": int}, with "group" if you like.
 report: writes between the markers in EXPERIMENTS.md; what stands outside them stays. On a terminal it also says what is
@@ -100,9 +101,13 @@ def measure_speed(config, cfg, text):
     dtype = train.pick_dtype(cfg.dtype, device)[0]
     wait = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}
     synchronize = wait.get(device.type, lambda: None)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     train.keep_freed_memory()
     torch.manual_seed(cfg.seed)
     raw_model = STLM(config).to(device)
+    raw_model.may_drop = config.dropout > 0
+    raw_model.drop.fill_(config.dropout)
     symbols = torch.tensor(raw_model.encode(text), device=device)
     per_symbol, T = len(text) / len(symbols), config.block_size
     found = {"flops_per_byte": raw_model.flops_per_symbol() / per_symbol}
@@ -124,8 +129,9 @@ def measure_speed(config, cfg, text):
         train.train_step(model, optimizers, batch, micro, autocast, config.grad_clip)
         synchronize()
         steps += 1
+    found["training"] = str(dtype)[6:] + (", compiled" if model is not raw_model else ", eager")
     found["train_bytes_per_second"] = steps * rows * T * per_symbol / (time.perf_counter() - tick)
-    peak = train.peak_flops(device)
+    peak = train.peak_flops(device) if dtype == torch.bfloat16 else None
     found["mfu"] = found["flops_per_byte"] * found["train_bytes_per_second"] / peak if peak else None
     if device.type == "cuda":
         found["peak_memory_bytes"] = torch.cuda.max_memory_allocated()
@@ -139,9 +145,9 @@ def measure_speed(config, cfg, text):
     at = [round(n / per_symbol) for n in LENGTHS]
     n = round(128 / per_symbol)
     start = torch.linspace(0, len(symbols) - at[0] - n - 1, TOGETHER).long().tolist()
-    raw_model.step(symbols[None, :1], raw_model.prefill(symbols[None, : at[0]])[1])  # warm-up
     for texts in (1, TOGETHER):
         rows = torch.stack([symbols[i : i + at[0] + n] for i in start[:texts]])
+        raw_model.step(rows[:, at[0] :], raw_model.prefill(rows[:, : at[0]])[1])  # warm-up
         synchronize()
         tick = time.perf_counter()
         logits, cache = raw_model.prefill(rows[:, : at[0]])
@@ -152,6 +158,7 @@ def measure_speed(config, cfg, text):
             if i:  # read on to the next length
                 raw_model.step(symbols[None, at[i - 1] + n : length], cache)
                 rows = symbols[None, : length + n]
+            synchronize()
             tick = time.perf_counter()
             for t in range(n):
                 for row in raw_model.step(rows[:, length + t, None], cache)[:, -1].cpu():
@@ -159,7 +166,7 @@ def measure_speed(config, cfg, text):
             speed = texts * n * per_symbol / (time.perf_counter() - tick)
             found[f"generate_at_{LENGTHS[i]}" if texts == 1 else f"generate_{TOGETHER}_texts"] = speed
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} {device.type}"
-    return found | {"device": f"{name}, {torch.get_num_threads()} threads", "dtype": str(dtype)[6:]}
+    return found | {"device": f"{name}, {torch.get_num_threads()} threads"}
 
 
 def speed(cfg, paths):
@@ -171,6 +178,8 @@ def speed(cfg, paths):
     text, source = some_text(cfg, configs)
     arms = []
     for path, config in zip(paths, configs, strict=True):
+        if config.batch_bytes < config.block_size:
+            raise ValueError(f"{path}: batch_bytes={config.batch_bytes} is below block_size={config.block_size}")
         with torch.device("meta"):
             parameters = STLM(config).parameter_table()
         arms.append({"config": Path(path).stem, "parameters": parameters["total"], "rounds": []})
@@ -185,10 +194,11 @@ def speed(cfg, paths):
                     try:
                         arms[i]["rounds"].append(process.submit(measure_speed, configs[i], cfg, text).result())
                     except (BrokenProcessPool, torch.OutOfMemoryError):
-                        raise ValueError(f"{paths[i]}: not enough memory; give its micro_batch a lower value") from None
+                        reason = "its process died; if for want of memory, give its micro_batch a lower value"
+                        raise ValueError(f"{paths[i]}: {reason}") from None
                 bar.update()
     for arm in arms:
-        arm |= {key: arm["rounds"][0][key] for key in ("device", "dtype", "flops_per_byte")}
+        arm |= {key: arm["rounds"][0][key] for key in ("device", "training", "flops_per_byte")}
         for key in arm["rounds"][0]:
             values = [a[key] for a in arm["rounds"]]
             if key not in arm and values[0] is not None:
@@ -201,7 +211,7 @@ def speed(cfg, paths):
         print(json.dumps({"text": source, **versions, "arms": arms}, indent=1))
         return
     plus = lambda v, form: form.format(v["mean"]) + (f" ± {form.format(v['std'])}" if v["std"] is not None else "")  # noqa: E731
-    show = {"parameters": "{:,}", "tables": "{:,}", "batch": "{}", "flops_per_byte": "{:,.0f}"}
+    show = {"parameters": "{:,}", "tables": "{:,}", "batch": "{}", "training": "{}", "flops_per_byte": "{:,.0f}"}
     lines = [["", *(a["config"] for a in arms)]]
     lines += [[key.replace("_", " "), *(form.format(a[key]) for a in arms)] for key, form in show.items()]
     forms = {"first_byte_seconds": ("seconds to first byte", 1, "{:.3f}"), "mfu": ("MFU", 100, "{:.1f}%")}
@@ -217,7 +227,7 @@ def speed(cfg, paths):
         ratios = [v["ratio"] for v in scaled]
         lines.append(["  ratio", *(f"{r['mean']:.2f} ({r['min']:.2f} to {r['max']:.2f})" for r in ratios)])
     print_table(lines)
-    print(f"{arms[0]['device']}, {arms[0]['dtype']}, torch {versions['torch']}, commit {versions['commit']}")
+    print(f"generation in float32; {arms[0]['device']}, torch {versions['torch']}, commit {versions['commit']}")
     print(f"text: {source}; {cfg.rounds} rounds: mean ± standard deviation, ratio to the first (lowest to highest)")
 
 
@@ -299,6 +309,7 @@ def local_items(path):
                 assert all(isinstance(s, str) for s in (*choices, rest)), "context and choices must be text"
                 assert all(choices) and (rest or not partial), "an empty choice"
                 assert type(d["answer"]) is int and 0 <= d["answer"] < len(choices), f"answer={d['answer']!r}"
+                assert isinstance(d.get("group", ""), str), "group must be text"
                 "".join((*choices, rest)).encode()
             except (ValueError, TypeError, KeyError, AssertionError) as e:
                 missing = "no " if isinstance(e, KeyError) else ""
@@ -324,7 +335,8 @@ def score(model, items, progress=lambda n: None, share=True, at_once=0):
     device, results, work = model.embed.weight.device, [None] * len(items), []
     for number, item in enumerate(items):
         rows = [[model.eot, *model.encode(context + continuation)] for context, continuation in item]
-        starts = [1 + len(model.encode(context)) for context, _ in item]
+        # a BPE token across the border belongs to the continuation
+        starts = [min(1 + len(model.encode(c)), len(row) - 1) for (c, _), row in zip(item, rows, strict=True)]
         alike = next((i for i, s in enumerate(zip(*rows, strict=False)) if len(set(s)) > 1), min(map(len, rows)))
         common = min(alike, *starts) if share else 1
         work.append((common, max(map(len, rows)) - common, number, rows, starts))
@@ -364,7 +376,7 @@ def score(model, items, progress=lambda n: None, share=True, at_once=0):
 def grade(item, logp):
     """{metric: 1 if the item's answer scores highest, else 0}; choices that score the same share the point."""
     values = {"acc": logp}
-    if item.get("context"):  # not for whole sentences, nor where all choices are followed by the same
+    if item.get("context") and "choices" in item:  # not for whole sentences, nor for one continuation
         texts = [c.removeprefix(" ") for c in item["choices"]]
         values["acc_norm"] = [v / max(1, len(t)) for v, t in zip(logp, texts, strict=True)]
         values["acc_bytes"] = [v / max(1, len(t.encode())) for v, t in zip(logp, texts, strict=True)]
@@ -406,7 +418,8 @@ def benchmark(model, task, items, cfg):
     found = summary(items, [grade(item, [nats for nats, _ in v]) for item, v in zip(items, scores, strict=True)])
     kinds = {"context_options": "what follows each option", "context": "each choice's text (cloze)"}
     kinds = {next((v for k, v in kinds.items() if i.get(k)), "whole sentences") for i in items}
-    return {"scored": ", ".join(sorted(kinds)), "of": total, "seconds": round(time.perf_counter() - tick, 1)} | found
+    terms = {"scored": ", ".join(sorted(kinds)), "of": total, "limit_seed": cfg.seed}
+    return terms | {"seconds": round(time.perf_counter() - tick, 1)} | found
 
 
 def evaluate(cfg):
@@ -422,22 +435,22 @@ def evaluate(cfg):
     if cfg.data and not there:
         raise ValueError(f"no *.jsonl in {cfg.data}")
     tasks = named or ([] if cfg.text else ["val", *there])
-    result = {"weights": path.name, "step": checkpoint["step"], "commit": checkpoint["commit"], "tasks": {}}
+    result = {"weights": path.name, "tasks": {}} | {key: checkpoint[key] for key in ("step", "elapsed", "commit")}
     if (out / "eval.json").is_file():  # other figures of the same weights stay
         old = read_json(out / "eval.json")
-        if old and all(old.get(k) == result[k] for k in ("weights", "step", "commit")):
+        if isinstance(old.get("tasks"), dict) and all(old.get(k) == v for k, v in result.items() if k != "tasks"):
             result = old
     say = lambda text: print(text, file=sys.stderr)  # noqa: E731
     say(f"{path}: step {checkpoint['step']}, {checkpoint['parameters']['total']:,} parameters, {device}")
     dtype = train.pick_dtype("float32" if cfg.dtype == "auto" else cfg.dtype, device)[0]
+    how = {"device": str(device), "dtype": str(dtype)[6:], "torch": torch.__version__}
     T, lines = run.block_size, [["", "items", "acc", "acc_norm", "acc_bytes", "chance"]]
     stride = min(cfg.stride or max(1, T // 2), T)
 
     def bits(name, data, where):
         """Two figures of a text: windows side by side, as in training, and overlapping ones."""
-        n = len(data.symbols) + max(0, len(data.symbols) - T)
-        found = {"context": T, "stride": stride}
-        with tqdm(total=n, desc=name, unit=" symbols", unit_scale=True, disable=None) as bar:
+        found = {"context": T, "stride": stride, **how}
+        with tqdm(total=2 * len(data.symbols), desc=name, unit=" symbols", unit_scale=True, disable=None) as bar:
             for key, step in (("bpb", 0), ("bpb_stride", stride)):
                 got = train.evaluate(model, data, T, stride=step, progress=bar.update)
                 found |= {key: got["bpb"], "bytes": got["bytes"]}
@@ -468,14 +481,13 @@ def evaluate(cfg):
                     raise ValueError(f"not from the Hub ({reason}); --data=DIR reads local files") from None
                 if not items:
                     raise ValueError("has no items")
-                result["tasks"][task] = benchmark(model, task, items, cfg)
+                result["tasks"][task] = benchmark(model, task, items, cfg) | how
             except ValueError as e:
                 if named:
                     raise ValueError(f"{task}: {e}") from None
                 say(f"{task}: left out: {e}")
                 continue
             write_json(out / "eval.json", result)  # a long evaluation that is stopped keeps what it has
-    result |= {"device": str(device), "dtype": str(dtype)[6:], "torch": torch.__version__, "limit_seed": cfg.seed}
     write_json(out / "eval.json", result)
     if cfg.json:
         print(json.dumps(result, indent=1))

@@ -1,6 +1,6 @@
 """A trained model in EleutherAI's lm-evaluation-harness (pip install lm-eval), with every task it has.
 
-python harness.py run --model stlm --model_args out_dir=out/demo --tasks blimp,arc_easy --limit 200
+python harness.py --model stlm --model_args out_dir=out/demo --tasks blimp,arc_easy --limit 200
 """
 
 from pathlib import Path

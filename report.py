@@ -1,7 +1,7 @@
 """The ledger of experiments: every run in out/ and results/ as tables and pictures (`python bench.py report`).
 
 A run is a folder with run.json and log.jsonl (train.py writes them) and perhaps eval.json (bench.py eval). Runs that
-differ in nothing but the seed make one row. Measured figures of other projects stand in results/peers.json.
+differ in nothing but the seed (and the commit) make one row. Figures of other projects stand in results/peers.json.
 """
 
 import dataclasses
@@ -84,13 +84,14 @@ def take(folder, info, log, now):
     run = {"folder": folder, "log": log, "cfg": cfg, "config": str(cfg.get("config") or folder.name)}
     run |= {"seed": int(cfg["seed"]), "dataset": str(cfg["dataset"]), "intuition": str(cfg.get("intuition", ""))}
     run |= {"parameters": int(parameters["total"]), "tables": int(parameters.get("n-gram tables", 0))}
-    run["val"] = (str(data["val"]["sha256"]), int(data["val"]["bytes"]))
+    hashes = [str(data[split].get("text_sha256") or data[split]["sha256"]) for split in ("val", "train")]
+    run |= {"val": (hashes[0], int(data["val"]["bytes"])), "train": hashes[1]}
     train_bytes = int(data["train"]["bytes"])
     step, run["seconds"] = (log[-1][k] if log else float(info.get(k, 0)) for k in ("step", "elapsed"))
     run["bytes"] = step * int(cfg["batch_bytes"]) * train_bytes / int(data["train"].get("symbols", train_bytes))
     run["epochs"] = run["bytes"] / train_bytes
     run["share"] = step / cfg["max_steps"] if cfg.get("max_steps") else run["seconds"] / cfg["max_seconds"]
-    verdict = info.get("verdict") or next((e for e in reversed(log) if e["event"] == "end"), {})
+    verdict = info.get("verdict") or (log[-1] if log and log[-1]["event"] == "end" else {})
     run |= {"bpb": number(verdict.get("val_bpb")), "speed": number(verdict.get("bytes_per_second"))}
     run["status"] = str(info.get("status", "unknown"))
     if run["status"] == "running":  # its log is its heartbeat; a silence of many intervals is an end
@@ -102,26 +103,31 @@ def take(folder, info, log, now):
     run["device"] += f", {info.get('threads')} threads" if "cpu" in run["device"] else ""
     evaluation = read_json(folder / "eval.json") if (folder / "eval.json").is_file() else {}
     tasks = evaluation.get("tasks", {})
-    if not isinstance(tasks, dict) or any(
-        not isinstance(v, dict) or number(v.get("acc")) is None for v in tasks.values()
+    well = isinstance(tasks, dict) and all(isinstance(v, dict) for v in tasks.values())
+    if not well or not all(
+        isinstance(v.get("acc"), (int, float)) and number(v["acc"]) is not None for v in tasks.values()
     ):
         warn(f"{folder / 'eval.json'}: its tasks are left out: they are not what bench.py eval writes")
+        tasks = {}
+    if tasks and (evaluation.get("weights") != "last.pt" or evaluation.get("step") != step):
+        warn(f"{folder / 'eval.json'}: its tasks are left out: they are not those of the run's final weights")
         tasks = {}
     run["tasks"] = tasks
     return run
 
 
 def read_runs():
-    """All runs under results/ and out/; of a run and its copy, the one in results/."""
-    runs, seen, now = [], set(), time.time()
+    """All runs under results/ and out/; of a run and its copy, the one in results/ (unless the other went on)."""
+    runs, now = {}, time.time()
     for path in [*sorted(Path("results").rglob("run.json")), *sorted(Path("out").rglob("run.json"))]:
         run = read_run(path.parent, now)
         if run:
             key = (run["config"], run["seed"], run["log"][0]["time"] if run["log"] else str(path))
-            if key not in seen:
-                seen.add(key)
-                runs.append(run)
-    return runs
+            if key in runs and run["seconds"] <= runs[key]["seconds"]:
+                runs[key]["tasks"] = runs[key]["tasks"] or run["tasks"]
+            else:
+                runs[key] = run
+    return list(runs.values())
 
 
 # --- what an experiment changes --------------------------------------------------------------------------------------
@@ -151,16 +157,19 @@ def rows(runs):
     for run in runs:
         name = run["config"]
         files[name] = files[name] if name in files else config_file(name)
-        change = difference(run["cfg"], files[name][0]) if files[name] else "(its config file is gone)"
-        found[name, change].append(run)
-    return [(name, change, group) for (name, change), group in found.items()]
+        gone = {f.name: f.default for f in dataclasses.fields(Config)}
+        change = difference(run["cfg"], files[name][0] if files[name] else gone)
+        found[name, change if files[name] else f"(its file is gone) {change}", run["device"], run["train"]].append(run)
+    return [(name, change, group) for (name, change, *_), group in found.items()]
 
 
 # --- the table -------------------------------------------------------------------------------------------------------
 
 
 def mean(group, key):
-    values = [r[key] for r in group if r[key] is not None]
+    """Of the runs that have a bpb, if there are any."""
+    ended = [r for r in group if r["bpb"] is not None] or group
+    values = [r[key] for r in ended if r[key] is not None]
     return statistics.fmean(values) if values else None
 
 
@@ -284,7 +293,7 @@ def draw(runs, folder=Path("results")):
 def points(ax, experiments, key, val_bytes):
     """val bpb against parameters or time: the mean of the seeds, lowest to highest; other projects as grey crosses."""
     place = {"xytext": (7, 4), "textcoords": "offset points", "fontsize": 8}
-    for peer in (p for p in peers() if p.get("val_bytes") == val_bytes and p.get(key)):
+    for peer in (p for p in peers() if p.get("val_bytes") == val_bytes and p.get(key) and p.get("bpb")):
         ax.plot(peer[key], peer["bpb"], "x", color="grey", ms=8)
         ax.annotate(peer["name"], (peer[key], peer["bpb"]), color="grey", **place)
     colors = {"space": "tab:red", "fixed": "tab:orange", "none": "tab:blue", "gpt2": "tab:green"}
@@ -325,7 +334,7 @@ def running(runs):
     """A line for each run that is going on, from its log."""
     for r in (r for r in runs if r["status"] == "running"):
         last = r["log"][-1] if r["log"] else {}
-        left = f"{clock(r['seconds'] / r['share'] * (1 - r['share']))} left" if r["share"] > 0 else "starting"
+        left = f"{clock(r['seconds'] / r['share'] * max(0, 1 - r['share']))} left" if r["share"] > 0 else "starting"
         loss = next(
             (f"train {e['bpb']:.3f} bpb" for e in reversed(r["log"]) if e["event"] == "train" and "bpb" in e), ""
         )

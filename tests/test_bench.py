@@ -94,8 +94,9 @@ def test_scores_are_sums_over_single_bytes(pooling):
                 total += logits.log_softmax(0)[byte].item()
                 first &= int(logits.argmax()) == byte
             assert nats == pytest.approx(total, abs=1e-3) and greedy == first
-    model.embed.weight.data[ord("e")] *= 30  # now "e" is likely after anything
-    assert [g for _, g in score(model, [[(b"x", b"eee"), (b"x", b"eet")]])[0]] in ([True, False], [False, False])
+    best = int(model(torch.tensor([[model.eot, ord("x")]]))[0, -1].argmax())
+    found = score(model, [[(b"x", bytes([best])), (b"x", bytes([best ^ 1]))]])[0]
+    assert [greedy for _, greedy in found] == [True, False]
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
@@ -217,7 +218,7 @@ def test_limit_is_a_random_subset_of_the_items():
 
 
 def test_blimp_has_its_phenomena():
-    """67 paradigms in 12 phenomena; the counts are those of the paper."""
+    """Paradigms of the paper go to the phenomena that it puts them in; anything else is not BLiMP."""
     names = {
         "anaphor agreement": ["anaphor_gender_agreement", "anaphor_number_agreement"],
         "control/raising": ["existential_there_subject_raising", "tough_vs_raising_2", "expletive_it_object_raising"],
@@ -373,7 +374,9 @@ def test_report_keeps_prose_groups_seeds_and_shows_changes(tmp_path, monkeypatch
         write_run(tmp_path / f"results/a{seed}", seed=seed, bpb=bpb)
     folder = write_run(tmp_path / "results/loop", n_loop=3, bpb=1.4, seed=3)
     tasks = {"blimp": {"n": 10, "of": 10, "acc": 0.625}, "mmlu": {"n": 5, "of": 90, "acc": 0.25}}
-    (folder / "eval.json").write_text(json.dumps({"tasks": tasks}))
+    (folder / "eval.json").write_text(json.dumps({"weights": "last.pt", "step": 20, "tasks": tasks}))
+    stale = {"weights": "last.pt", "step": 10, "tasks": {"blimp": {"n": 10, "of": 10, "acc": 0.99}}}
+    (tmp_path / "results/a1/eval.json").write_text(json.dumps(stale))
     write_run(tmp_path / "results/dead", status="interrupted", seed=4, dropout=0.5)
     write_run(tmp_path / "out/copy-of-a1", seed=1, bpb=1.5)
     os.utime(tmp_path / "out/copy-of-a1/run.json")
@@ -389,6 +392,7 @@ def test_report_keeps_prose_groups_seeds_and_shows_changes(tmp_path, monkeypatch
     assert "n_loop=3" in lines[0] and "| 62.5 |" in lines[0] and "25.0 (n=5)" in lines[0]
     assert "| 1, 2 |" in lines[1] and "1.600 (1.500 to 1.700)" in lines[1] and "[log](results/a1)" in lines[1]
     assert "dropout=0.5" in lines[2] and "interrupted" in lines[2]
+    assert "99.0" not in text and "not those of the run's final weights" in capsys.readouterr().err
     for name in ("bpb_parameters", "bpb_time", "loss_curves"):
         assert Path(f"results/{name}.png").read_bytes().startswith(b"\x89PNG")
     Path("EXPERIMENTS.md").write_text(f"{report.END} {report.BEGIN}")
