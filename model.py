@@ -18,6 +18,7 @@ Departures from a vanilla GPT-2 (nanoGPT's model.py), each because it buys quali
 Shapes: B batch, T bytes, P patches, C channels of the trunk, E channels of the local layers, H heads, D head size.
 """
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Literal
@@ -27,13 +28,14 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 EOT, PAD, MASK = 0xFF, 0xFE, 0xFD  # bytes that never occur in UTF-8: document border, nothing there, hidden
-GPT2_VOCAB, GPT2_EOT = 50257, 50256
+GPT2_VOCAB = 50257
 
 
 @dataclass
 class ModelConfig:
     # model: what it reads and where patches end
     tokenizer: Literal["bytes", "gpt2"] = "bytes"  # gpt2: the BPE baseline (50257 tokens), with pooling=none
+    gpt2_vocab: int = GPT2_VOCAB  # with tokenizer=gpt2: its first tokens, this many with EOT, the last
     pooling: Literal["none", "fixed", "space"] = "space"  # none: no patches; fixed: every max_patch bytes; space: words
     block_size: int = 512  # T: bytes (tokens for gpt2) of context in training
     max_patch: int = 16  # longest patch in bytes; with pooling=fixed the length of every patch
@@ -63,6 +65,8 @@ class ModelConfig:
             raise ValueError(f"n_embd={self.n_embd} must be a multiple of 2 * n_head={2 * self.n_head} (rotary pairs)")
         if self.tokenizer == "gpt2" and (self.pooling != "none" or self.n_tables):
             raise ValueError("tokenizer='gpt2' is the BPE baseline: it needs pooling='none' and n_tables=0")
+        if not 257 <= self.gpt2_vocab <= GPT2_VOCAB:
+            raise ValueError(f"gpt2_vocab={self.gpt2_vocab} must be between 257 and {GPT2_VOCAB}")
         if self.n_tables and self.table_size < 1:
             raise ValueError(f"table_size={self.table_size} must be at least 1")
 
@@ -239,7 +243,7 @@ class STLM(nn.Module):
         super().__init__()
         self.cfg = cfg
         self.pooled = cfg.pooling != "none"
-        self.vocab_size = 256 if cfg.tokenizer == "bytes" else GPT2_VOCAB
+        self.vocab_size = 256 if cfg.tokenizer == "bytes" else cfg.gpt2_vocab
         E = cfg.n_local_embd if self.pooled else cfg.n_embd
         self.embed = nn.Embedding(self.vocab_size, E)
         self.tables = nn.ModuleList(nn.Embedding(cfg.table_size, E) for _ in range(cfg.n_tables))
@@ -443,19 +447,22 @@ class STLM(nn.Module):
         """log p(continuation | EOT, context) in nats; both are bytes. Nothing is cut, whatever the lengths."""
         before, both = self.encode(context), self.encode(context + continuation)
         idx = torch.tensor([[self.eot, *both]], device=self.embed.weight.device)
-        return -self.nats(idx[:, :-1], idx[:, 1:])[0, len(before) :].cpu().double().sum().item()
+        start = min(len(before), len(both) - 1)  # a BPE token across the border belongs to the continuation
+        return -self.nats(idx[:, :-1], idx[:, 1:])[0, start:].cpu().double().sum().item()
 
     @property
     def eot(self):
-        return EOT if self.cfg.tokenizer == "bytes" else GPT2_EOT
+        return EOT if self.cfg.tokenizer == "bytes" else self.vocab_size - 1
 
     def encode(self, text):
         """bytes -> list of symbols."""
-        return list(text) if self.cfg.tokenizer == "bytes" else gpt2().encode_ordinary(text.decode(errors="replace"))
+        if self.cfg.tokenizer == "bytes":
+            return list(text)
+        return gpt2(self.vocab_size).encode_ordinary(text.decode(errors="replace"))
 
     def decode(self, symbols):
         """list of symbols -> bytes."""
-        return bytes(symbols) if self.cfg.tokenizer == "bytes" else gpt2().decode_bytes(symbols)
+        return bytes(symbols) if self.cfg.tokenizer == "bytes" else gpt2(self.vocab_size).decode_bytes(symbols)
 
     # --- accounting ------------------------------------------------------------------------------------------------
 
@@ -494,8 +501,15 @@ def sample(logits, temperature, top_k, top_p, generator):
     return int(order[torch.multinomial(p, 1, generator=generator)])
 
 
-def gpt2():
-    """tiktoken's gpt2 encoding (its two files come from TIKTOKEN_CACHE_DIR or the network)."""
+@functools.cache
+def gpt2(vocab_size=GPT2_VOCAB):
+    """tiktoken's gpt2 encoding (its two files come from TIKTOKEN_CACHE_DIR or the network), or the beginning of it.
+
+    A token's number is the merge that made it, so the first tokens are what BPE would have given with fewer merges.
+    """
     import tiktoken
 
-    return tiktoken.get_encoding("gpt2")
+    whole = tiktoken.get_encoding("gpt2")
+    ranks = {token: rank for token, rank in whole._mergeable_ranks.items() if rank < vocab_size - 1}
+    eot = {"<|endoftext|>": vocab_size - 1}
+    return tiktoken.Encoding(f"gpt2-{vocab_size}", pat_str=whole._pat_str, mergeable_ranks=ranks, special_tokens=eot)

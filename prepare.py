@@ -33,7 +33,7 @@ import numpy as np
 from tqdm import tqdm
 
 from config import parse
-from model import EOT, GPT2_EOT, GPT2_VOCAB, gpt2
+from model import EOT, GPT2_VOCAB, gpt2
 
 SHAKESPEARE = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 PRESETS = {  # name: (Hub dataset or URL, its configuration, its text column, what it is)
@@ -61,6 +61,7 @@ class PrepareConfig:
     # what comes out
     name: str = ""  # of the folder in data_dir; empty: from the first source
     tokenizer: Literal["bytes", "gpt2"] = "bytes"  # gpt2: token ids for the BPE baselines
+    gpt2_vocab: int = GPT2_VOCAB  # with tokenizer=gpt2: its first tokens, this many with EOT, the last
     data_dir: str = "data"  # where datasets live
     overwrite: bool = False  # make it anew if it is there; the old one stays until the new one is complete
     # what goes in
@@ -73,6 +74,12 @@ class PrepareConfig:
     def __post_init__(self):
         if not 0 < self.val_fraction < 1:
             raise ValueError(f"val_fraction={self.val_fraction} must be between 0 and 1")
+        if not 257 <= self.gpt2_vocab <= GPT2_VOCAB:
+            raise ValueError(f"gpt2_vocab={self.gpt2_vocab} must be between 257 and {GPT2_VOCAB}")
+
+    def encoding(self):
+        """tiktoken's encoding, or None for bytes."""
+        return gpt2(self.gpt2_vocab) if self.tokenizer == "gpt2" else None
         if self.max_bytes < 0:
             raise ValueError(f"max_bytes={self.max_bytes} must not be negative")
         if self.name and not re.fullmatch(r"\w[\w.+-]*", self.name):
@@ -217,33 +224,36 @@ def is_utf8(path):
 class Split:
     """train.bin or val.bin in the making."""
 
-    def __init__(self, path, tokenizer, bar):
-        self.file, self.tokenizer, self.bar = path.open("wb"), tokenizer, bar
-        self.hash, self.documents, self.bytes, self.symbols = hashlib.sha256(), 0, 0, 0
+    def __init__(self, path, encoding, bar):
+        self.file, self.encoding, self.bar = path.open("wb"), encoding, bar
+        self.hash, self.text_hash = hashlib.sha256(), hashlib.sha256()
+        self.documents = self.bytes = self.symbols = 0
 
     def add(self, pieces):
         """One document; nothing happens if it is empty. Returns its bytes."""
         before, waiting = self.bytes, b""
         for piece in pieces:
-            if piece and self.bytes == before and self.documents:
-                self._write(bytes([EOT]) if self.tokenizer == "bytes" else [GPT2_EOT])
+            border = piece and self.bytes == before and self.documents
+            self.text_hash.update(bytes([EOT]) + piece if border else piece)
+            if border:
+                self._write([self.encoding.eot_token] if self.encoding else bytes([EOT]))
             self.bytes += len(piece)
             self.bar.update(len(piece))
-            if self.tokenizer == "bytes":
+            if not self.encoding:
                 self._write(piece)
                 continue
             waiting += piece
             if len(waiting) > 1 << 20:  # no token spans a space between letters: a long document is encoded in parts
                 cut = max((m.end() for m in re.finditer(rb"[A-Za-z](?= [A-Za-z])", waiting)), default=0)
-                self._write(gpt2().encode_ordinary(waiting[:cut].decode()))
+                self._write(self.encoding.encode_ordinary(waiting[:cut].decode()))
                 waiting = waiting[cut:]
         if waiting:
-            self._write(gpt2().encode_ordinary(waiting.decode()))
+            self._write(self.encoding.encode_ordinary(waiting.decode()))
         self.documents += self.bytes > before
         return self.bytes - before
 
     def _write(self, symbols):
-        raw = symbols if self.tokenizer == "bytes" else np.array(symbols, dtype="<u2").tobytes()
+        raw = np.array(symbols, dtype="<u2").tobytes() if self.encoding else symbols
         self.symbols += len(symbols)
         self.hash.update(raw)
         self.file.write(raw)
@@ -251,7 +261,8 @@ class Split:
     def close(self):
         self.file.close()
         sha256 = self.hash.hexdigest()
-        return {"documents": self.documents, "bytes": self.bytes, "symbols": self.symbols, "sha256": sha256}
+        info = {"documents": self.documents, "bytes": self.bytes, "symbols": self.symbols, "sha256": sha256}
+        return info | ({"text_sha256": self.text_hash.hexdigest()} if self.encoding else {})  # (bytes are the text)
 
 
 def fill(train, val, sources, val_sources, cfg, cap, share):
@@ -334,6 +345,7 @@ def main(argv=None):
     words = words or ["stdlib"]
     stem = Path(words[0] if "//" in words[0] else words[0].partition(":")[0]).stem
     name = cfg.name or (re.sub(r"[^\w.+-]", "", stem) or "text") + "-gpt2" * (cfg.tokenizer == "gpt2")
+    name += f"-{cfg.gpt2_vocab}" * (not cfg.name and cfg.gpt2_vocab != GPT2_VOCAB)
     out = Path(cfg.data_dir) / name
     if (out / "meta.json").is_file() and not cfg.overwrite:
         meta = json.loads((out / "meta.json").read_text(encoding="utf-8"))
@@ -356,7 +368,7 @@ def main(argv=None):
     print(f"writes {out}: train.bin, val.bin, meta.json" + f" ({cfg.tokenizer} tokens)" * (cfg.tokenizer != "bytes"))
     if cfg.tokenizer == "gpt2":
         with one_line("tiktoken's gpt2 encoding (TIKTOKEN_CACHE_DIR can name a folder that holds its files)"):
-            gpt2()
+            cfg.encoding()
     Path(cfg.data_dir).mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(cfg.data_dir).free
     if total and total > free:
@@ -394,7 +406,7 @@ def write(work, name, words, sources, val_sources, cfg, cap, total):
     packed = any(p.suffix == ".parquet" for s in sources for p in s.files)  # its text is several times its size
     for _ in range(2):
         with tqdm(total=None if packed else total, unit="B", unit_scale=True, desc=name, disable=None) as bar:
-            splits = {split: Split(work / f"{split}.bin", cfg.tokenizer, bar) for split in ("train", "val")}
+            splits = {split: Split(work / f"{split}.bin", cfg.encoding(), bar) for split in ("train", "val")}
             try:
                 rule, lowest = fill(splits["train"], splits["val"], sources, val_sources, cfg, cap, share)
             finally:
@@ -409,7 +421,7 @@ def write(work, name, words, sources, val_sources, cfg, cap, total):
             raise ValueError(
                 f"all the text falls into {other}: give more text, another --val_fraction, or --val=SOURCE"
             )
-    dtype, vocab_size = ("uint8", 256) if cfg.tokenizer == "bytes" else ("uint16", GPT2_VOCAB)
+    dtype, vocab_size = ("uint8", 256) if cfg.tokenizer == "bytes" else ("uint16", cfg.gpt2_vocab)
     meta = {"name": name, "sources": words, "val_source": cfg.val or None, "split": rule, "tokenizer": cfg.tokenizer}
     meta |= {"dtype": dtype, "vocab_size": vocab_size} | info | {"created": time.strftime("%Y-%m-%d %H:%M:%S")}
     (work / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")

@@ -29,7 +29,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from config import build, parse
-from model import EOT, GPT2_EOT, STLM, ModelConfig, gpt2
+from model import EOT, STLM, ModelConfig, gpt2
 
 ROOT = Path(__file__).resolve().parent
 
@@ -110,8 +110,13 @@ class Data:
         self.meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         if self.meta["tokenizer"] != cfg.tokenizer:
             raise ValueError(f"{folder} has tokenizer={self.meta['tokenizer']!r}, the config says {cfg.tokenizer!r}")
+        if cfg.tokenizer == "gpt2" and self.meta["vocab_size"] != cfg.gpt2_vocab:
+            found = self.meta["vocab_size"]
+            raise ValueError(
+                f"{folder} has a vocabulary of {found} tokens, the config says gpt2_vocab={cfg.gpt2_vocab}"
+            )
         self.symbols = np.memmap(folder / f"{split}.bin", dtype=self.meta["dtype"], mode="r")
-        self.eot, self.length = symbol_lengths(cfg.tokenizer)
+        self.eot, self.length = symbol_lengths(cfg)
         self.bytes_per_symbol = self.meta[split]["bytes"] / len(self.symbols)
         self._epoch = (None, None)
 
@@ -120,7 +125,7 @@ class Data:
         """Any text (bytes, valid UTF-8) as if it were a split with one document."""
         self = cls.__new__(cls)
         self.symbols, self._epoch = np.array(model.encode(text)), (None, None)
-        self.eot, self.length = symbol_lengths(model.cfg.tokenizer)
+        self.eot, self.length = symbol_lengths(model.cfg)
         self.bytes_per_symbol = len(text) / max(1, len(self.symbols))
         return self
 
@@ -161,11 +166,12 @@ class Data:
         return [(int(s), min(int(s) + T, size), int(s)) for s in starts]
 
 
-def symbol_lengths(tokenizer):
+def symbol_lengths(cfg):
     """-> (EOT, table of how many bytes of text each symbol stands for: 0 for EOT)."""
     eot, length = EOT, np.ones(256, dtype=np.int64)
-    if tokenizer == "gpt2":
-        eot, length = GPT2_EOT, np.array([len(gpt2().decode_single_token_bytes(i)) for i in range(GPT2_EOT + 1)])
+    if cfg.tokenizer == "gpt2":
+        decode, eot = gpt2(cfg.gpt2_vocab).decode_single_token_bytes, cfg.gpt2_vocab - 1
+        length = np.array([len(decode(i)) for i in range(cfg.gpt2_vocab)])
     length[eot] = 0
     return eot, length
 
@@ -203,7 +209,7 @@ def evaluate(model, data, T, limit=0, rank=0, world=1, stride=0, progress=lambda
         n_bytes = length[y[:, scored]]
         nats = (model.nats(x, y)[:, scored] * (n_bytes > 0)).cpu()
         sums = [nats.double().sum(), n_bytes.sum(), overflow, ends[:, scored].sum(), torch.tensor(len(batch))]
-        total += torch.stack([s.double().cpu() for s in sums])
+        total += torch.stack([s.cpu().double() for s in sums])
         progress(y[:, scored].numel())
     model.train(was_training)
     if world > 1:
@@ -211,7 +217,7 @@ def evaluate(model, data, T, limit=0, rank=0, world=1, stride=0, progress=lambda
         dist.all_reduce(total)
     nats, n_bytes, overflow, ends, n = total.tolist()
     found = {"nats": nats, "bytes": int(n_bytes), "bpb": nats / math.log(2) / max(1, n_bytes)}
-    return found | {"overflow": overflow / n, "bytes_per_patch": n_bytes / max(1, ends)}
+    return found | {"overflow": overflow / max(1, n), "bytes_per_patch": n_bytes / max(1, ends)}
 
 
 # --- optimizer -------------------------------------------------------------------------------------------------------
@@ -357,7 +363,8 @@ def compile_or_not(model, autocast, rows, T, device):
             loss = compiled(idx, torch.zeros_like(idx))
         loss.backward()
     except Exception as e:
-        print(f"torch.compile fails here ({type(e).__name__}: {(str(e).splitlines() or [''])[0]}): going on without it")
+        reason = f"{type(e).__name__}: {(str(e).splitlines() or [''])[0]}"
+        print(f"torch.compile fails here ({reason}): going on without it", file=sys.stderr)
         compiled = model
     model.zero_grad(set_to_none=True)
     return compiled
@@ -447,8 +454,8 @@ class Run:
         self.out.mkdir(parents=True, exist_ok=True)
         path = self.out / "log.jsonl"
         if not self.cfg.resume:
-            for old in (self.last, self.best_path, path, self.out / "run.json", self.out / "loss.png"):
-                old.unlink(missing_ok=True)
+            for name in ("last.pt", "best.pt", "log.jsonl", "run.json", "loss.png", "eval.json"):
+                (self.out / name).unlink(missing_ok=True)
         elif path.exists():
             lines = path.read_text(encoding="utf-8").splitlines()
             events = [json.loads(line) for line in lines if line.endswith("}")]  # a killed run may leave half a line

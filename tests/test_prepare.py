@@ -189,27 +189,31 @@ def test_characters_across_the_border_of_two_reads(tmp_path, size):
         make(tmp_path, tmp_path / "b.txt")
 
 
-def test_gpt2_tokens_decode_to_the_text(tmp_path):
+@pytest.mark.parametrize("vocab", [50257, 1000])
+def test_gpt2_tokens_decode_to_the_text(vocab, tmp_path):
     try:
-        encoding = prepare.gpt2()
+        encoding = prepare.gpt2(vocab)
     except Exception as e:
         pytest.skip(f"tiktoken's gpt2 files are not here (TIKTOKEN_CACHE_DIR names their folder): {type(e).__name__}")
     from train import Config, Data
 
     documents = [*articles(30), "word " * 300_000]  # the last is encoded in pieces
     path = write_jsonl(tmp_path / "a.jsonl", documents)
-    prepare.main([str(path), "--tokenizer=gpt2", f"--data_dir={tmp_path}"])
-    found = []
+    prepare.main([str(path), "--tokenizer=gpt2", f"--gpt2_vocab={vocab}", f"--data_dir={tmp_path}", "--name=a"])
+    prepare.main([str(path), f"--data_dir={tmp_path}", "--name=b"])
+    found, bytes_meta = [], json.loads((tmp_path / "b/meta.json").read_text())
+    knobs = {"dataset": "a", "data_dir": str(tmp_path), "tokenizer": "gpt2", "pooling": "none", "max_steps": 1}
     for split in ("train", "val"):
-        data = Data(
-            Config(dataset="a-gpt2", data_dir=str(tmp_path), tokenizer="gpt2", pooling="none", max_steps=1), split
-        )
-        assert data.symbols.dtype == np.uint16
+        data = Data(Config(**knobs, gpt2_vocab=vocab), split)
+        assert data.symbols.dtype == np.uint16 and data.symbols.max() == data.eot == vocab - 1
+        assert data.meta[split]["text_sha256"] == bytes_meta[split]["sha256"], "the same text, whatever its symbols"
         text = encoding.decode(data.symbols.tolist())
         n_bytes = len(text.replace("<|endoftext|>", "").encode())
         assert data.meta[split]["bytes"] == n_bytes == data.length[data.symbols].sum()
         found += text.split("<|endoftext|>")
     assert sorted(found) == sorted(documents)
+    with pytest.raises(ValueError, match=rf"vocabulary of {vocab} tokens, the config says gpt2_vocab=500"):
+        Data(Config(**knobs, gpt2_vocab=500), "val")
 
 
 def test_the_default_needs_neither_network_nor_datasets(tmp_path):
