@@ -146,8 +146,8 @@ def config_file(name):
 
 
 def difference(values, base):
-    """The knobs of a config that are not as in its base, as text."""
-    keys = [k for k in base if k in values and k not in ASIDE and values[k] != base[k]]
+    """The knobs of a config that are not as in its base, as text; knobs that the base has never heard of as well."""
+    keys = [k for k in values if k not in ASIDE and (k not in base or values[k] != base[k])]
     return ", ".join(f"{k}={values[k]:g}" if isinstance(values[k], float) else f"{k}={values[k]}" for k in keys)
 
 
