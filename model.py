@@ -10,6 +10,8 @@ Departures from a vanilla GPT-2 (nanoGPT's model.py), each because it buys quali
 - hashed n-gram embeddings: parameters that cost no compute (CANINE, arXiv 2103.06874; BLT, arXiv 2412.09871)
 - weight tying beyond the embedding: `n_loop` runs the trunk again with the same weights (Universal Transformer,
   arXiv 1807.03819), `share_ffn` uses one feed-forward for all trunk layers
+- Canon layers, `canon_reach`: attention and feed-forward also see the few positions before (arXiv 2512.17351); cheap,
+  and worth most where the trunk runs at every byte
 - rotary positions (RoFormer, arXiv 2104.09864), queries and keys normalised (arXiv 2010.04245), squared ReLU (Primer,
   arXiv 2109.08668)
 - LayerNorm without weights or biases: one fused kernel on every device, also without a compiler
@@ -50,12 +52,23 @@ class ModelConfig:
     local_reach: int = 8  # bytes that one local layer sees, itself included
     n_tables: int = 0  # hashed n-gram embedding tables: one for the last 2 bytes, one for the last 3, ...
     table_size: int = 4096  # rows of each table
+    canon_reach: int = 1  # trunk positions mixed before attention and before feed-forward (Canon layers); 1: none
     # model: weight tying beyond the embedding
     n_loop: int = 1  # times the trunk runs, with the same weights
     share_ffn: bool = False  # one feed-forward for all trunk layers
 
     def __post_init__(self):
-        for key in ("block_size", "max_patch", "n_layer", "n_head", "n_embd", "n_local_embd", "local_reach", "n_loop"):
+        for key in (
+            "block_size",
+            "max_patch",
+            "n_layer",
+            "n_head",
+            "n_embd",
+            "n_local_embd",
+            "local_reach",
+            "canon_reach",
+            "n_loop",
+        ):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key}={getattr(self, key)} must be at least 1")
         for key in ("max_patches", "n_local_enc", "n_local_dec", "n_tables"):
@@ -193,6 +206,23 @@ class FeedForward(nn.Module):
         return self.out(F.relu(self.up(x)).square())
 
 
+class Canon(nn.Module):
+    """Adds to each position a sum of the newest `reach` positions, weighted by channel (arXiv 2512.17351)."""
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(cfg.canon_reach, cfg.n_embd))
+
+    def forward(self, x, past, new):
+        """x (B, P, C), past (B, reach - 1, C) from before x, or None. Returns the output and, where `new` (B,) says
+        how many positions of x are real, the past for what follows them."""
+        before, P = len(self.weight) - 1, x.size(1)
+        seen = F.pad(x, (0, 0, before, 0)) if past is None else torch.cat((past, x), dim=1)
+        for i, weight in enumerate(self.weight):
+            x = x + seen[:, i : i + P] * weight
+        return x, None if new is None else rows_at(seen, new[:, None] + torch.arange(before, device=x.device))
+
+
 class LocalLayer(nn.Module):
     """A gated causal convolution: each byte sees itself and the `reach` - 1 bytes before it, and nothing else."""
 
@@ -222,6 +252,7 @@ class Cache:
     since: torch.Tensor  # (B,) bytes since the patch rule last spoke
     past: list  # newest inputs of each local layer
     rings: list  # keys and values of each trunk layer, in each loop
+    near: list  # newest inputs of each Canon, in each loop: (B, canon_reach - 1, C)
 
     def repeat(self, times):
         """A cache with row i of this one times[i] times: one beginning, several ways to go on."""
@@ -231,8 +262,8 @@ class Cache:
                 new.rings = [Ring() for _ in value]
                 for mine, ring in zip(new.rings, value, strict=True):
                     mine.k, mine.v = (x.repeat_interleave(times, dim=0) for x in (ring.k, ring.v))
-            elif key == "past":
-                new.past = [x.repeat_interleave(times, dim=0) for x in value]
+            elif key in ("past", "near"):
+                setattr(new, key, [x.repeat_interleave(times, dim=0) for x in value])
             else:
                 setattr(new, key, value.repeat_interleave(times, dim=0))
         return new
@@ -254,6 +285,7 @@ class STLM(nn.Module):
             self.decoder = nn.ModuleList(LocalLayer(cfg) for _ in range(cfg.n_local_dec))
         self.attention = nn.ModuleList(Attention(cfg) for _ in range(cfg.n_layer))
         self.feed_forward = nn.ModuleList(FeedForward(cfg) for _ in range(1 if cfg.share_ffn else cfg.n_layer))
+        self.canon = nn.ModuleList(Canon(cfg) for _ in range(2 * cfg.n_layer if cfg.canon_reach > 1 else 0))
         word = [b >= 0x80 or chr(b).isalnum() for b in range(255)] + [False]
         self.register_buffer("is_space", ~torch.tensor(word), persistent=False)
         self.register_buffer(
@@ -312,14 +344,26 @@ class STLM(nn.Module):
                 )  # Knuth's multiplicative hash
         return self.dropout(norm(x))
 
-    def trunk(self, z, positions, attends):
-        """z (B, P, C) with patch numbers `positions`, (P,) or (B, P); attends[i] does that of the i-th layer run."""
-        rope = rotary(positions, self.cfg.n_embd // self.cfg.n_head)
-        for i, attend in enumerate(attends):
-            i %= self.cfg.n_layer
-            z = z + self.dropout(self.attention[i](norm(z), rope, attend))
-            z = z + self.dropout(self.feed_forward[i % len(self.feed_forward)](norm(z)))
-        return norm(z)
+    def trunk(self, z, positions, attends, near=None, new=None):
+        """z (B, P, C) with patch numbers `positions`, (P,) or (B, P); attends[i] does that of the i-th layer run.
+
+        Returns the output and, where new (B,) says how many patches are real, what each Canon remembers; `near` is what
+        it remembered before.
+        """
+        rope, memory = rotary(positions, self.cfg.n_embd // self.cfg.n_head), []
+
+        def mixed(z, half):
+            if not self.canon:
+                return norm(z)
+            z, past = self.canon[half % len(self.canon)](norm(z), near and near[half], new)
+            memory.append(past)
+            return z
+
+        for run, attend in enumerate(attends):
+            i = run % self.cfg.n_layer
+            z = z + self.dropout(self.attention[i](mixed(z, 2 * run), rope, attend))
+            z = z + self.dropout(self.feed_forward[i % len(self.feed_forward)](mixed(z, 2 * run + 1)))
+        return norm(z), memory
 
     def local(self, layers, x, past):
         """Local layers with residuals. `past`: what each remembers, or None. Returns the output and the new list."""
@@ -351,7 +395,10 @@ class STLM(nn.Module):
             cache.n = torch.full_like(idx[:, 0], T)
             cache.tail = F.pad(idx, (cfg.n_tables, 0), value=PAD)[:, -max(1, cfg.n_tables) :]
         if not self.pooled:
-            return self.trunk(x, torch.arange(T, device=idx.device), attends)
+            x, near = self.trunk(x, torch.arange(T, device=idx.device), attends, new=cache and cache.n)
+            if cache is not None:
+                cache.near = near
+            return x
         x, past = self.local(self.encoder, x, None)
         ends, since = self.patch_ends(idx)
         number = ends.cumsum(dim=1) - 1  # (B, T) the newest finished patch of every byte
@@ -359,11 +406,11 @@ class STLM(nn.Module):
         z = self.pool(norm(at_ends(x, ends, P)))  # (B, P, C); slots past a row's last are
         if cache is not None:  # after all real ones, so that nothing real sees them
             cache.n, cache.since = number[:, -1] + 1, since
-        z = self.unpool(self.trunk(z, torch.arange(P, device=idx.device), attends))  # (B, P, E)
-        spread = rows_at(z, number.clamp(max=P - 1))  # (B, T, E)
+        z, near = self.trunk(z, torch.arange(P, device=idx.device), attends, new=cache and cache.n)
+        spread = rows_at(self.unpool(z), number.clamp(max=P - 1))  # (B, T, E)
         y, more = self.local(self.decoder, x + spread, None)
         if cache is not None:
-            cache.patch, cache.past = spread[:, -1:], past + more
+            cache.patch, cache.past, cache.near = spread[:, -1:], past + more, near
         return norm(y)
 
     def head(self, x):
@@ -406,7 +453,10 @@ class STLM(nn.Module):
             plan = Plan(rows, n, new, P, self.cfg.n_patches)
             attends = [lambda q, k, v, ring=ring: ring.push(q, k, v, plan) for ring in cache.rings]
             z = self.pool(norm(at_ends(x[rows], ends[rows], P))) if self.pooled else x
-            z = self.trunk(z, n[:, None] + torch.arange(P, device=idx.device), attends)
+            near = [old[rows] for old in cache.near]
+            z, near = self.trunk(z, n[:, None] + torch.arange(P, device=idx.device), attends, near, new)
+            for old, newer in zip(cache.near, near, strict=True):
+                old[rows] = newer
             cache.n[rows] += new
         if not self.pooled:
             x = z
@@ -469,7 +519,7 @@ class STLM(nn.Module):
     def parameter_table(self):
         """Parameters by part; every tensor is counted once. {'embeddings': n, ..., 'total': n}"""
         parts = {"embeddings": ["embed."], "n-gram tables": ["tables."], "local encoder": ["encoder.", "pool."]}
-        parts |= {"trunk": ["attention.", "feed_forward."], "local decoder": ["unpool.", "decoder."]}
+        parts |= {"trunk": ["attention.", "feed_forward.", "canon."], "local decoder": ["unpool.", "decoder."]}
         counts = {
             part: sum(p.numel() for name, p in self.named_parameters() if name.startswith(tuple(prefixes)))
             for part, prefixes in parts.items()

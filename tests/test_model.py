@@ -30,6 +30,7 @@ def tiny(pooling="space", seed=0, **knobs):
     """A small model with every weight random, the zero-initialised ones too: otherwise most of it would not count."""
     torch.manual_seed(seed)
     sizes = {"block_size": 48, "max_patch": 5, "n_layer": 2, "n_head": 2, "n_embd": 32, "n_local_embd": 24, "n_loop": 2}
+    sizes["canon_reach"] = 3
     model = STLM(ModelConfig(pooling=pooling, **(sizes | {"table_size": 64} | knobs))).eval()
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.2)
@@ -277,7 +278,7 @@ def test_one_batch_can_be_learnt_by_heart(pooling):
 
 
 def test_looping_and_sharing_save_parameters():
-    base, shared = tiny(n_loop=1), tiny(n_loop=3, share_ffn=True)
+    base, shared = tiny(n_loop=1, canon_reach=1), tiny(n_loop=3, canon_reach=1, share_ffn=True)
     trunk, attention = base.parameter_table()["trunk"], 4 * 32 * 32
     assert shared.parameter_table()["trunk"] == trunk - 8 * 32 * 32 and trunk == 2 * (attention + 8 * 32 * 32)
     idx = text(48)
