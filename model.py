@@ -1,11 +1,12 @@
 """A super tiny language model: bytes in, bytes out, with the expensive layers running once per patch of bytes.
 
     bytes -> tied byte embedding (+ hashed n-gram embeddings) -> local encoder -> pool at patch ends -> trunk
-          -> every byte gets the newest finished patch's vector -> local decoder -> the embedding, transposed
+          -> every byte gets the newest finished patch's vector, gated -> local decoder -> the embedding, transposed
 
 Departures from a vanilla GPT-2 (nanoGPT's model.py), each because it buys quality or speed at this size:
 - bytes, not tokens: 256 symbols, so the vocabulary costs 256 rows and every text is in the vocabulary;
-- pooling: patches end at spaces (a few-line rule, no second model, no tokenizer); the trunk runs once per patch
+- pooling: patches end at spaces (a few-line rule, no second model, no tokenizer); the trunk runs once per patch, reads
+  its last byte and the sum of its bytes, and each byte of the decoder gates what it takes of the answer
 - local layers are gated causal convolutions: no attention at byte rate, the reach is exact, the cache is a few vectors
 - hashed n-gram embeddings: parameters that cost no compute (CANINE, arXiv 2103.06874; BLT, arXiv 2412.09871)
 - weight tying beyond the embedding: `n_loop` runs the trunk again with the same weights (Universal Transformer,
@@ -49,7 +50,7 @@ class ModelConfig:
     n_local_embd: int = 128  # E: local width; with pooling=none bytes are embedded at n_embd
     n_local_enc: int = 1  # local layers before the trunk
     n_local_dec: int = 2  # local layers after the trunk
-    local_reach: int = 8  # bytes that one local layer sees, itself included
+    local_reach: int = 4  # bytes that one local layer sees, itself included
     n_tables: int = 0  # hashed n-gram embedding tables: one for the last 2 bytes, one for the last 3, ...
     table_size: int = 4096  # rows of each table
     canon_reach: int = 1  # trunk positions mixed before attention and before feed-forward (Canon layers); 1: none
@@ -181,6 +182,13 @@ def at_ends(x, ends, P):
     return rows_at(x, where.scatter(1, torch.where(ends, number.clamp(max=P), P), t)[:, :P])
 
 
+def patch_sums(x, ends, P):
+    """x (B, T, E), ends bool (B, T) -> (B, P + 1, E): sums over the bytes of each patch, and of the unfinished one."""
+    B, _, E = x.shape
+    slot = (ends.cumsum(dim=1) - ends.long()).clamp(max=P) + (P + 1) * torch.arange(B, device=x.device)[:, None]
+    return x.new_zeros(B * (P + 1), E).index_add(0, slot.flatten(), x.flatten(0, 1)).view(B, P + 1, E)
+
+
 class Attention(nn.Module):
     def __init__(self, cfg):
         super().__init__()
@@ -250,6 +258,7 @@ class Cache:
     patch: torch.Tensor  # (B, 1, E) vector of the newest finished patch
     tail: torch.Tensor  # (B, max(1, n_tables)) newest bytes, for n-grams and for the patch rule
     since: torch.Tensor  # (B,) bytes since the patch rule last spoke
+    sum: torch.Tensor  # (B, E) of the encoder's output over the unfinished patch
     past: list  # newest inputs of each local layer
     rings: list  # keys and values of each trunk layer, in each loop
     near: list  # newest inputs of each Canon, in each loop: (B, canon_reach - 1, C)
@@ -280,8 +289,9 @@ class STLM(nn.Module):
         self.tables = nn.ModuleList(nn.Embedding(cfg.table_size, E) for _ in range(cfg.n_tables))
         if self.pooled:
             self.encoder = nn.ModuleList(LocalLayer(cfg) for _ in range(cfg.n_local_enc))
-            self.pool = nn.Linear(E, cfg.n_embd, bias=False)
+            self.pool = nn.Linear(2 * E, cfg.n_embd, bias=False)
             self.unpool = nn.Linear(cfg.n_embd, E, bias=False)
+            self.gate = nn.Linear(E, E, bias=False)
             self.decoder = nn.ModuleList(LocalLayer(cfg) for _ in range(cfg.n_local_dec))
         self.attention = nn.ModuleList(Attention(cfg) for _ in range(cfg.n_layer))
         self.feed_forward = nn.ModuleList(FeedForward(cfg) for _ in range(1 if cfg.share_ffn else cfg.n_layer))
@@ -374,6 +384,14 @@ class STLM(nn.Module):
             news.append(new)
         return x, news
 
+    def patches(self, last, sums):
+        """What the trunk reads (B, P, C): of each patch the last byte (B, P, E) and the sum of all (B, P + 1, E)."""
+        return self.pool(torch.cat((norm(last), norm(sums[:, :-1])), dim=-1))
+
+    def informed(self, x, spread):
+        """What the decoder reads: each byte and the newest patch's vector, which the byte also gates."""
+        return x + spread * (1 + self.gate(norm(x)))
+
     def hidden(self, idx, n_patches=None, cache=None):
         """idx (B, T) -> (B, T, E), before the head. `n_patches` fixes P (training); None takes as many as there are.
 
@@ -403,12 +421,13 @@ class STLM(nn.Module):
         ends, since = self.patch_ends(idx)
         number = ends.cumsum(dim=1) - 1  # (B, T) the newest finished patch of every byte
         P = n_patches or int(number.max()) + 1
-        z = self.pool(norm(at_ends(x, ends, P)))  # (B, P, C); slots past a row's last are
+        sums = patch_sums(x, ends, P)
+        z = self.patches(at_ends(x, ends, P), sums)  # (B, P, C); slots past a row's last are
         if cache is not None:  # after all real ones, so that nothing real sees them
-            cache.n, cache.since = number[:, -1] + 1, since
+            cache.n, cache.since, cache.sum = number[:, -1] + 1, since, rows_at(sums, number[:, -1:] + 1)[:, 0]
         z, near = self.trunk(z, torch.arange(P, device=idx.device), attends, new=cache and cache.n)
         spread = rows_at(self.unpool(z), number.clamp(max=P - 1))  # (B, T, E)
-        y, more = self.local(self.decoder, x + spread, None)
+        y, more = self.local(self.decoder, self.informed(x, spread), None)
         if cache is not None:
             cache.patch, cache.past, cache.near = spread[:, -1:], past + more, near
         return norm(y)
@@ -447,12 +466,16 @@ class STLM(nn.Module):
             ends, cache.since = self.patch_ends(idx, cache.tail[:, -1], cache.since)
         number = ends.cumsum(dim=1)  # (B, S) new patches so far
         rows = number[:, -1].nonzero()[:, 0]
+        if self.pooled:
+            whole = torch.cat((cache.sum[:, None], x), dim=1), F.pad(ends, (1, 0))
+            sums = patch_sums(*whole, int(number.max()))
+            cache.sum = rows_at(sums, number[:, -1:])[:, 0]
         if len(rows):  # the trunk runs for the rows that finish a patch here
             n, new = cache.n[rows], number[rows, -1]
             P = int(new.max())
             plan = Plan(rows, n, new, P, self.cfg.n_patches)
             attends = [lambda q, k, v, ring=ring: ring.push(q, k, v, plan) for ring in cache.rings]
-            z = self.pool(norm(at_ends(x[rows], ends[rows], P))) if self.pooled else x
+            z = self.patches(at_ends(x[rows], ends[rows], P), sums[rows]) if self.pooled else x
             near = [old[rows] for old in cache.near]
             z, near = self.trunk(z, n[:, None] + torch.arange(P, device=idx.device), attends, near, new)
             for old, newer in zip(cache.near, near, strict=True):
@@ -466,7 +489,7 @@ class STLM(nn.Module):
                 fresh = patches.new_zeros(len(idx), P, patches.size(2)).index_copy(0, rows, self.unpool(z))
                 patches = torch.cat((patches, fresh), dim=1)  # (B, 1 + P, E)
             spread = rows_at(patches, number)
-            x, more = self.local(self.decoder, x + spread, cache.past[n_enc:])
+            x, more = self.local(self.decoder, self.informed(x, spread), cache.past[n_enc:])
             x, cache.patch, cache.past = norm(x), spread[:, -1:], past + more
         cache.tail = torch.cat((cache.tail, idx), dim=1)[:, idx.size(1) :]
         return self.head(x)
@@ -519,7 +542,7 @@ class STLM(nn.Module):
     def parameter_table(self):
         """Parameters by part; every tensor is counted once. {'embeddings': n, ..., 'total': n}"""
         parts = {"embeddings": ["embed."], "n-gram tables": ["tables."], "local encoder": ["encoder.", "pool."]}
-        parts |= {"trunk": ["attention.", "feed_forward.", "canon."], "local decoder": ["unpool.", "decoder."]}
+        parts |= {"trunk": ["attention.", "feed_forward.", "canon."], "local decoder": ["unpool.", "gate.", "decoder."]}
         counts = {
             part: sum(p.numel() for name, p in self.named_parameters() if name.startswith(tuple(prefixes)))
             for part, prefixes in parts.items()
@@ -536,7 +559,9 @@ class STLM(nn.Module):
         trunk = sum(p.numel() for p in self.attention.parameters())
         trunk += shared * sum(p.numel() for p in self.feed_forward.parameters())
         trunk += cfg.n_layer * cfg.n_embd * cfg.n_patches  # scores and sums, halved by causality: 12 C P / 2 = 6 C P
-        return 6 * (n["embeddings"] + n["local encoder"] + n["local decoder"] + rate * cfg.n_loop * trunk)
+        doors = self.pool.weight.numel() + self.unpool.weight.numel() if self.pooled else 0
+        local = n["embeddings"] + n["local encoder"] + n["local decoder"] - doors
+        return 6 * (local + rate * (doors + cfg.n_loop * trunk))
 
 
 def sample(logits, temperature, top_k, top_p, generator):

@@ -1,7 +1,7 @@
 """The first run: Python's own standard library, 3 minutes on a laptop's CPU, then Python-looking text.
 
 About a million parameters in the same shape as the large configs: bytes, patches that end at spaces and punctuation, a
-small looped trunk, two tables of hashed n-grams.
+small trunk, two tables of hashed n-grams.
 """
 
 dataset = "stdlib"
@@ -10,12 +10,11 @@ max_seconds = 180
 block_size = 512
 max_patches = 96
 n_layer = 2
-n_loop = 2
 n_head = 4
 n_embd = 128
-n_local_embd = 96
+n_local_embd = 112
 n_tables = 2
-table_size = 2048
+table_size = 1400
 # training
 batch_bytes = 8192
 eval_interval = 500

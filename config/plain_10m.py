@@ -1,7 +1,7 @@
 """10M parameters, no pooling: what stlm_10m has to beat.
 
-A plain byte transformer with every other improvement (Muon, rotary positions, ReLU^2, a tied 256-row embedding). Each
-byte pays for the whole trunk, so it reads several times fewer bytes in the same time than its pooled twin.
+A plain byte transformer with every other improvement (Muon, Canon layers, rotary positions, ReLU^2, a tied embedding).
+Each byte pays for the whole trunk, so it reads several times fewer bytes in the same time than its pooled twin.
 """
 
 from config.stlm_10m import *
@@ -12,3 +12,4 @@ n_layer = 8
 n_head = 5
 n_embd = 320
 n_tables = 0
+canon_reach = 3
