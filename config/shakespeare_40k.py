@@ -1,10 +1,10 @@
-"""Tiny Shakespeare in 110 seconds with a twentieth of the parameters of nanoGPT's CPU recipe: plain bytes.
+"""Tiny Shakespeare in 110 seconds on 2 CPU cores, with a twentieth of the parameters of nanoGPT's CPU recipe.
 
-Two layers of 32 that run twice. Canon layers, which show each half of a layer the two bytes before, cost it 384
-parameters and were worth more than any other change.
+The shape of shakespeare_80k, narrower: local layers of 32 and a trunk of 16.
 """
 
-from config.shakespeare_plain_80k import *
+from config.shakespeare_80k import *
 
-n_embd = 32
-table_size = 192
+n_embd = 16
+n_local_embd = 32
+table_size = 184

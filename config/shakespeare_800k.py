@@ -15,6 +15,7 @@ n_embd = 128
 n_local_embd = 112
 n_tables = 2
 table_size = 384
+canon_reach = 3
 # training
 batch_bytes = 4096
 dropout = 0.1

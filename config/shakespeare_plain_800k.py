@@ -13,6 +13,5 @@ n_layer = 4
 n_embd = 120
 n_tables = 1
 table_size = 512
-canon_reach = 3
 dropout = 0.0
 weight_decay = 0.0

@@ -8,6 +8,7 @@ from config.shakespeare_80k import *
 pooling = "none"
 max_patches = 0
 n_layer = 2
+n_embd = 48
 n_tables = 1
 table_size = 244
 canon_reach = 3
