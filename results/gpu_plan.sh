@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What is still unmeasured because it needs an NVIDIA GPU, in the order of its value: about 30 minutes in all.
-# Usage: results/gpu_plan.sh [STEP...]      logs go to ${OUT:-results/gpu}; steps: laws quality speed eager
+# What is still unmeasured because it needs an NVIDIA GPU, in the order of its value: about 45 minutes in all.
+# Usage: results/gpu_plan.sh [STEP...]      logs go to ${OUT:-results/gpu}; steps: laws quality tune speed eager
 #   CONFIGS="stlm_10m plain_10m" results/gpu_plan.sh quality        a part of a step, where a command may not take long
 # Python needs torch, numpy, tqdm, tiktoken, pytest, hypothesis. Data: data/textbooks and data/textbooks-gpt2
 # (python prepare.py train.parquet --val=val.parquet --name=textbooks, and the same with --tokenizer=gpt2), and the
@@ -19,16 +19,30 @@ laws() { # causality, caches, compiled = eager, with FlashAttention
   $python -m pytest tests/test_model.py --device=cuda -p no:cacheprovider 2>&1 | tee "$out/laws.txt" | tail -n 5
 }
 
-quality() { # three minutes of training each, then val and all benchmarks: what 10M and 50M are worth beside GPT-2's size
-  for config in ${CONFIGS:-stlm_10m plain_10m stlm_50m bpe_50m gpt2_124m}; do
-    run="$out/$config"
-    mkdir -p "$run"
-    $python train.py config/"$config".py --max_seconds="${SECONDS_EACH:-180}" --overwrite --out_dir=out/"$config" \
-      > "$run/train.txt" || { tail -n 3 "$run/train.txt"; continue; }
-    tail -n 1 "$run/train.txt"
-    $python bench.py eval --out_dir=out/"$config" --data="${ITEMS:-data/eval}" --limit="${LIMIT:-5000}" | tee "$run/eval.txt" || true
-    $python sample.py --out_dir=out/"$config" --max_new_bytes=400 > "$run/sample.txt" || true
-    for file in log.jsonl run.json eval.json; do [ ! -f out/"$config"/$file ] || cp out/"$config"/$file "$run"/; done
+train() { # CONFIG NAME SECONDS [KNOBS...]: a run in out/NAME, its log in the results
+  local config=$1 name=$2 seconds=$3; shift 3
+  mkdir -p "$out/$name"
+  $python train.py config/"$config".py --max_seconds="$seconds" --overwrite --out_dir=out/"$name" "$@" > "$out/$name/train.txt" \
+    || { tail -n 3 "$out/$name/train.txt"; return 1; }
+  echo "$name: $(tail -n 1 "$out/$name/train.txt")"
+  for file in log.jsonl run.json; do cp out/"$name"/$file "$out/$name"/; done
+}
+
+quality() { # four minutes of training each, then val and all benchmarks. The questions: is stlm_10m as good as gpt2_124m, and
+  # stlm_50m 0.05 bpb better than bpe_50m, with BLiMP at 68 and ARC-Easy at 33?
+  for config in ${CONFIGS:-stlm_10m gpt2_124m stlm_50m bpe_50m plain_10m}; do
+    train "$config" "$config" "${SECONDS_EACH:-240}" || continue
+    $python bench.py eval --out_dir=out/"$config" --data="${ITEMS:-data/eval}" --limit="${LIMIT:-5000}" | tee "$out/$config/eval.txt" || true
+    $python sample.py --out_dir=out/"$config" --max_new_bytes=400 > "$out/$config/sample.txt" || true
+    [ ! -f out/"$config"/eval.json ] || cp out/"$config"/eval.json "$out/$config"/
+  done
+}
+
+tune() { # the baselines get the same care: dropout and length, a minute each
+  for config in ${CONFIGS:-gpt2_124m bpe_50m}; do
+    train "$config" "$config-dropout" 60 --dropout=0.1 || true
+    train "$config" "$config-long" 60 --block_size=512 --micro_batch=32 || true
+    train "$config" "$config-base" 60 || true
   done
 }
 
@@ -41,6 +55,6 @@ eager() { # what compiling is worth, and what bfloat16 is worth
   $python bench.py speed config/stlm_10m.py --compile=off --dtype=float32 --rounds=1 --json > "$out/speed_float32.json"
 }
 
-for step in "${@:-laws}" $([ $# -gt 0 ] || echo quality speed eager); do
+for step in "${@:-laws}" $([ $# -gt 0 ] || echo quality tune speed eager); do
   $step
 done
