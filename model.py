@@ -11,6 +11,8 @@ Departures from a vanilla GPT-2 (nanoGPT's model.py), each because it buys quali
 - hashed n-gram embeddings: parameters that cost no compute (CANINE, arXiv 2103.06874; BLT, arXiv 2412.09871)
 - weight tying beyond the embedding: `n_loop` runs the trunk again with the same weights (Universal Transformer,
   arXiv 1807.03819), `share_ffn` uses one feed-forward for all trunk layers
+- n-gram heads, `n_match`: each byte is told which byte followed when the last few were last seen: an induction head
+  that need not be learnt (arXiv 2401.12973; the match model of PAQ). Next to no parameters or compute
 - Canon layers, `canon_reach`: attention and feed-forward also see the few positions before (arXiv 2512.17351); cheap,
   and worth most where the trunk runs at every byte
 - rotary positions (RoFormer, arXiv 2104.09864), queries and keys normalised (arXiv 2010.04245), squared ReLU (Primer,
@@ -31,6 +33,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 EOT, PAD, MASK = 0xFF, 0xFE, 0xFD  # bytes that never occur in UTF-8: document border, nothing there, hidden
+NONE = -1  # where the text has not begun
 GPT2_VOCAB = 50257
 
 
@@ -53,6 +56,7 @@ class ModelConfig:
     local_reach: int = 4  # bytes that one local layer sees, itself included
     n_tables: int = 0  # hashed n-gram embedding tables: one for the last 2 bytes, one for the last 3, ...
     table_size: int = 4096  # rows of each table
+    n_match: int = 0  # n-gram heads: what followed the last 3 bytes (tokens: 1), 5 (2), 7 (3), ... when last seen
     canon_reach: int = 1  # trunk positions mixed before attention and before feed-forward (Canon layers); 1: none
     # model: weight tying beyond the embedding
     n_loop: int = 1  # times the trunk runs, with the same weights
@@ -72,7 +76,7 @@ class ModelConfig:
         ):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key}={getattr(self, key)} must be at least 1")
-        for key in ("max_patches", "n_local_enc", "n_local_dec", "n_tables"):
+        for key in ("max_patches", "n_local_enc", "n_local_dec", "n_tables", "n_match"):
             if getattr(self, key) < 0:
                 raise ValueError(f"{key}={getattr(self, key)} must not be negative")
         if self.n_embd % (2 * self.n_head):
@@ -83,6 +87,16 @@ class ModelConfig:
             raise ValueError(f"gpt2_vocab={self.gpt2_vocab} must be between 257 and {GPT2_VOCAB}")
         if self.n_tables and self.table_size < 1:
             raise ValueError(f"table_size={self.table_size} must be at least 1")
+
+    @property
+    def match_lengths(self):
+        """Symbols that each n-gram head compares."""
+        return [3 + 2 * i if self.tokenizer == "bytes" else 1 + i for i in range(self.n_match)]
+
+    @property
+    def lookback(self):
+        """Symbols before the present one that an embedding depends on: those of an n-gram; the context of a match."""
+        return max(1, self.n_tables, self.n_match and self.block_size + self.match_lengths[-1] - 1)
 
     @property
     def n_patches(self):
@@ -189,6 +203,22 @@ def patch_sums(x, ends, P):
     return x.new_zeros(B * (P + 1), E).index_add(0, slot.flatten(), x.flatten(0, 1)).view(B, P + 1, E)
 
 
+def matches(seen, n, T, window):
+    """What followed the newest earlier place with the same n symbols: seen (B, N) -> (B, T), for the last T places.
+
+    NONE where there is no such place, or where it is more than `window` back.
+    """
+    key, seen = 0, seen[:, max(0, seen.size(1) - T - window - n + 1) :]
+    N = seen.size(1) - n + 1
+    for i in range(n):
+        key = key * 50261 + seen[:, i : i + N]  # may wrap around: a hash
+    key, place = key.sort(dim=1, stable=True)  # equal ones stand side by side, in the order of the text
+    newest = torch.where(F.pad(key[:, 1:] == key[:, :-1], (1, 0)), place.roll(1, dims=1), -window - 1)
+    newest = torch.empty_like(place).scatter(1, place, newest)[:, -T:]
+    far = torch.arange(N - T, N, device=seen.device) - newest > window
+    return torch.where(far, NONE, seen.gather(1, newest.clamp(min=0) + n))
+
+
 class Attention(nn.Module):
     def __init__(self, cfg):
         super().__init__()
@@ -256,7 +286,7 @@ class Cache:
 
     n: torch.Tensor  # (B,) patches so far
     patch: torch.Tensor  # (B, 1, E) vector of the newest finished patch
-    tail: torch.Tensor  # (B, max(1, n_tables)) newest bytes, for n-grams and for the patch rule
+    tail: torch.Tensor  # (B, lookback) newest bytes, for n-grams, matches and the patch rule
     since: torch.Tensor  # (B,) bytes since the patch rule last spoke
     sum: torch.Tensor  # (B, E) of the encoder's output over the unfinished patch
     past: list  # newest inputs of each local layer
@@ -287,6 +317,7 @@ class STLM(nn.Module):
         E = cfg.n_local_embd if self.pooled else cfg.n_embd
         self.embed = nn.Embedding(self.vocab_size, E)
         self.tables = nn.ModuleList(nn.Embedding(cfg.table_size, E) for _ in range(cfg.n_tables))
+        self.match = nn.Parameter(torch.empty(cfg.n_match, E)) if cfg.n_match else None
         if self.pooled:
             self.encoder = nn.ModuleList(LocalLayer(cfg) for _ in range(cfg.n_local_enc))
             self.pool = nn.Linear(2 * E, cfg.n_embd, bias=False)
@@ -341,17 +372,18 @@ class STLM(nn.Module):
     may_drop = False  # train.py sets it where dropout is wanted; otherwise dropout stays out of the graph
 
     def embedding(self, idx, tail=None):
-        """(B, T) symbols -> (B, T, E). `tail` (B, >= n_tables) are the bytes before idx; PAD stands for none."""
-        x = self.embed(idx)
-        if self.tables:
-            n = len(self.tables)
-            seen = F.pad(idx, (n, 0), value=PAD) if tail is None else torch.cat((tail[:, -n:], idx), dim=1)
-            gram, T = idx, idx.size(1)
-            for i, table in enumerate(self.tables):
-                gram = gram * 257 + seen[:, n - 1 - i : n - 1 - i + T] + 1
-                x = x + table(
-                    (gram * 2654435761 & 0xFFFFFFFF) * self.cfg.table_size >> 32
-                )  # Knuth's multiplicative hash
+        """(B, T) symbols -> (B, T, E). `tail` (B, lookback) are those before idx; None: idx opens the text."""
+        x, T = self.embed(idx), idx.size(1)
+        if tail is None:
+            tail = idx.new_full((len(idx), max([self.cfg.n_tables, *self.cfg.match_lengths])), NONE)
+        seen = torch.cat((tail, idx), dim=1)
+        gram, n = idx, seen.size(1) - T
+        for i, table in enumerate(self.tables):
+            gram = gram * 257 + seen[:, n - 1 - i : n - 1 - i + T] + 1
+            x = x + table((gram * 2654435761 & 0xFFFFFFFF) * self.cfg.table_size >> 32)  # Knuth's multiplicative hash
+        for i, length in enumerate(self.cfg.match_lengths):
+            follows = matches(seen, length, T, self.cfg.block_size)
+            x = x + (follows != NONE)[..., None] * self.match[i] * self.embed(follows.clamp(min=0))
         return self.dropout(norm(x))
 
     def trunk(self, z, positions, attends, near=None, new=None):
@@ -411,7 +443,7 @@ class STLM(nn.Module):
 
             attends = [lambda q, k, v, ring=ring: fill_and_attend(q, k, v, ring) for ring in cache.rings]
             cache.n = torch.full_like(idx[:, 0], T)
-            cache.tail = F.pad(idx, (cfg.n_tables, 0), value=PAD)[:, -max(1, cfg.n_tables) :]
+            cache.tail = F.pad(idx, (cfg.lookback, 0), value=NONE)[:, -cfg.lookback :]
         if not self.pooled:
             x, near = self.trunk(x, torch.arange(T, device=idx.device), attends, new=cache and cache.n)
             if cache is not None:
@@ -541,8 +573,9 @@ class STLM(nn.Module):
 
     def parameter_table(self):
         """Parameters by part; every tensor is counted once. {'embeddings': n, ..., 'total': n}"""
-        parts = {"embeddings": ["embed."], "n-gram tables": ["tables."], "local encoder": ["encoder.", "pool."]}
-        parts |= {"trunk": ["attention.", "feed_forward.", "canon."], "local decoder": ["unpool.", "gate.", "decoder."]}
+        parts = {"embeddings": ["embed.", "match"], "n-gram tables": ["tables."]}
+        parts |= {"local encoder": ["encoder.", "pool."], "trunk": ["attention.", "feed_forward.", "canon."]}
+        parts |= {"local decoder": ["unpool.", "gate.", "decoder."]}
         counts = {
             part: sum(p.numel() for name, p in self.named_parameters() if name.startswith(tuple(prefixes)))
             for part, prefixes in parts.items()

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from config import build, load_file
-from model import EOT, STLM, LocalLayer, ModelConfig, attend
+from model import EOT, NONE, STLM, LocalLayer, ModelConfig, attend, matches
 from train import Config
 
 
@@ -30,7 +30,7 @@ def tiny(pooling="space", seed=0, **knobs):
     """A small model with every weight random, the zero-initialised ones too: otherwise most of it would not count."""
     torch.manual_seed(seed)
     sizes = {"block_size": 48, "max_patch": 5, "n_layer": 2, "n_head": 2, "n_embd": 32, "n_local_embd": 24, "n_loop": 2}
-    sizes["canon_reach"] = 3
+    sizes |= {"canon_reach": 3, "n_match": 2}
     model = STLM(ModelConfig(pooling=pooling, **(sizes | {"table_size": 64} | knobs))).eval()
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.2)
@@ -38,11 +38,15 @@ def tiny(pooling="space", seed=0, **knobs):
 
 
 def text(n, rows=1, seed=0):
-    """Random bytes of every kind with about as many spaces as English has."""
+    """Random bytes of every kind with about as many spaces as English has, half of them copies of earlier ones."""
     generator = torch.Generator("cpu").manual_seed(seed)
     idx = torch.randint(0, 256, (rows, n), generator=generator, device="cpu")
     spaces = torch.rand(rows, n, generator=generator, device="cpu") < 0.18
-    return idx.masked_fill(spaces, ord(" ")).to(torch.get_default_device())
+    idx = idx.masked_fill(spaces, ord(" "))
+    for t in range(12, n, 24):
+        source = int(torch.randint(0, t, (), generator=generator, device="cpu"))
+        idx[:, t : t + 12] = idx[:, source : source + min(12, n - t)].clone()
+    return idx.to(torch.get_default_device())
 
 
 @pytest.fixture(params=POOLINGS)
@@ -95,6 +99,18 @@ def test_uniform_output_scores_eight_bits(pooling):
     model.embed.weight.data.zero_()
     assert torch.allclose(model.nats(idx[:, :-1], idx[:, 1:]) / math.log(2), torch.tensor(8.0))
     assert model.loglikelihood(b"abc", bytes(range(256))) == pytest.approx(-256 * math.log(256), rel=1e-6)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text("ab c", min_size=1, max_size=60), st.integers(1, 4), st.integers(1, 40), st.integers(0, 30))
+def test_a_match_is_what_followed_the_same_symbols_last_time(raw, n, window, earlier):
+    """n-gram heads against a search with plain strings; the first `earlier` symbols are what a cache remembers."""
+    seen = torch.tensor([[NONE] * (window + n - 1) + [ord(c) for c in raw]])
+    T = max(1, len(raw) - earlier)
+    for t, follows in enumerate(matches(seen, n, T, window)[0].tolist(), start=len(raw) - T):
+        here = raw[t + 1 - n : t + 1] if t + 1 >= n else ""
+        places = [p for p in range(max(n - 1, t - window), t) if here and raw[p + 1 - n : p + 1] == here]
+        assert follows == (ord(raw[places[-1] + 1]) if places else NONE)
 
 
 @pytest.mark.parametrize("n_tables", [0, 2])
