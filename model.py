@@ -56,7 +56,7 @@ class ModelConfig:
     local_reach: int = 4  # bytes that one local layer sees, itself included
     n_tables: int = 0  # hashed n-gram embedding tables: one for the last 2 bytes, one for the last 3, ...
     table_size: int = 4096  # rows of each table
-    n_match: int = 0  # n-gram heads: what followed the last 3 bytes (tokens: 1), 5 (2), 7 (3), ... when last seen
+    n_match: int = 0  # n-gram heads: what followed the last 2 bytes (tokens: 1), 3 (2), 4 (3), 6, ... when last seen
     canon_reach: int = 1  # trunk positions mixed before attention and before feed-forward (Canon layers); 1: none
     # model: weight tying beyond the embedding
     n_loop: int = 1  # times the trunk runs, with the same weights
@@ -91,7 +91,7 @@ class ModelConfig:
     @property
     def match_lengths(self):
         """Symbols that each n-gram head compares."""
-        return [3 + 2 * i if self.tokenizer == "bytes" else 1 + i for i in range(self.n_match)]
+        return [int(2 * 1.5**i) if self.tokenizer == "bytes" else 1 + i for i in range(self.n_match)]
 
     @property
     def lookback(self):
@@ -382,8 +382,8 @@ class STLM(nn.Module):
             gram = gram * 257 + seen[:, n - 1 - i : n - 1 - i + T] + 1
             x = x + table((gram * 2654435761 & 0xFFFFFFFF) * self.cfg.table_size >> 32)  # Knuth's multiplicative hash
         for i, length in enumerate(self.cfg.match_lengths):
-            follows = matches(seen, length, T, self.cfg.block_size)
-            x = x + (follows != NONE)[..., None] * self.match[i] * self.embed(follows.clamp(min=0))
+            rows = self.match[i] * F.pad(self.embed.weight, (0, 0, 0, 1))  # NONE takes the zeros at the end
+            x = x + F.embedding(matches(seen, length, T, self.cfg.block_size) % len(rows), rows)
         return self.dropout(norm(x))
 
     def trunk(self, z, positions, attends, near=None, new=None):

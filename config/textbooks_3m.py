@@ -7,17 +7,17 @@ than a deep trunk, small batches more than large ones, and embeddings learnt bet
 dataset = "textbooks"
 max_seconds = 1200
 # model
-block_size = 512
-max_patches = 124
+block_size = 1024
+max_patches = 248
 n_layer = 2
 n_head = 4
 n_embd = 192
 n_local_embd = 160
 n_tables = 2
 table_size = 4600
+n_match = 6
 canon_reach = 3
 # training
 batch_bytes = 8192
 adam_lr = 0.01
-compile = "on"
 eval_interval = 0
