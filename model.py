@@ -7,7 +7,8 @@ Departures from a vanilla GPT-2 (nanoGPT's model.py), each because it buys quali
 - bytes, not tokens: 256 symbols, so the vocabulary costs 256 rows and every text is in the vocabulary;
 - pooling: patches end at spaces (a few-line rule, no second model, no tokenizer); the trunk runs once per patch, reads
   its last byte and the sum of its bytes, and each byte of the decoder gates what it takes of the answer
-- local layers are gated causal convolutions: no attention at byte rate, the reach is exact, the cache is a few vectors
+- local layers mix the last few bytes by channel before a gated feed-forward (SwiGLU, arXiv 2002.05202): no attention at
+  byte rate, the reach is exact, the cache is a few vectors
 - hashed n-gram embeddings: parameters that cost no compute (CANINE, arXiv 2103.06874; BLT, arXiv 2412.09871)
 - weight tying beyond the embedding: `n_loop` runs the trunk again with the same weights (Universal Transformer,
   arXiv 1807.03819), `share_ffn` uses one feed-forward for all trunk layers
@@ -245,40 +246,42 @@ class FeedForward(nn.Module):
 
 
 class Canon(nn.Module):
-    """Adds to each position a sum of the newest `reach` positions, weighted by channel (arXiv 2512.17351)."""
+    """Adds to each position a sum of the newest `reach` positions, weighted by channel (arXiv 2512.17351).
 
-    def __init__(self, cfg):
+    Written as shifted products: they fuse under a compiler, and conv1d's backward is slow on a CPU.
+    """
+
+    def __init__(self, reach, width):
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(cfg.canon_reach, cfg.n_embd))
+        self.weight = nn.Parameter(torch.empty(reach, width))
 
-    def forward(self, x, past, new):
-        """x (B, P, C), past (B, reach - 1, C) from before x, or None. Returns the output and, where `new` (B,) says
-        how many positions of x are real, the past for what follows them."""
+    def forward(self, x, past=None, new=None):
+        """x (B, P, C), past (B, reach - 1, C) from before x, or None. Returns the output and the past of what follows;
+        `new` (B,) says how many positions of x are real, None: all."""
         before, P = len(self.weight) - 1, x.size(1)
         seen = F.pad(x, (0, 0, before, 0)) if past is None else torch.cat((past, x), dim=1)
-        for i, weight in enumerate(self.weight):
+        for i, weight in enumerate(self.weight.to(x.dtype)):
             x = x + seen[:, i : i + P] * weight
-        return x, None if new is None else rows_at(seen, new[:, None] + torch.arange(before, device=x.device))
+        if new is None:
+            return x, seen[:, P:]
+        return x, rows_at(seen, new[:, None] + torch.arange(before, device=x.device))
 
 
 class LocalLayer(nn.Module):
-    """A gated causal convolution: each byte sees itself and the `reach` - 1 bytes before it, and nothing else."""
+    """A Canon layer and a gated feed-forward: each byte sees itself and the `reach` - 1 bytes before it, no others."""
 
     def __init__(self, cfg):
         super().__init__()
         E = cfg.n_local_embd
-        self.reach = cfg.local_reach
+        self.canon = Canon(cfg.local_reach, E)
         self.up = nn.Linear(E, 4 * E, bias=False)
-        self.conv = nn.Parameter(torch.empty(2 * E, 1, self.reach))  # one filter per channel
         self.out = nn.Linear(2 * E, E, bias=False)
 
     def forward(self, x, past=None):
-        """x (B, T, E); past (B, reach - 1, 2E) from the bytes before, or None. Returns the output and the next past."""
-        gate, value = self.up(norm(x)).chunk(2, dim=-1)
-        value = F.pad(value, (0, 0, self.reach - 1, 0)) if past is None else torch.cat((past, value), dim=1)
-        # in two dimensions, of height 1: channels stay last, which on a CPU is 6 times as fast as conv1d
-        mixed = F.conv2d(value.transpose(1, 2)[:, :, None], self.conv[:, :, None], groups=len(self.conv))
-        return self.out(F.silu(gate) * mixed[:, :, 0].transpose(1, 2)), value[:, value.size(1) - self.reach + 1 :]
+        """x (B, T, E); past (B, reach - 1, E) from the bytes before, or None. Returns the output and the next past."""
+        x, past = self.canon(norm(x), past)
+        gate, value = self.up(x).chunk(2, dim=-1)
+        return self.out(F.silu(gate) * value), past
 
 
 class Cache:
@@ -326,7 +329,8 @@ class STLM(nn.Module):
             self.decoder = nn.ModuleList(LocalLayer(cfg) for _ in range(cfg.n_local_dec))
         self.attention = nn.ModuleList(Attention(cfg) for _ in range(cfg.n_layer))
         self.feed_forward = nn.ModuleList(FeedForward(cfg) for _ in range(1 if cfg.share_ffn else cfg.n_layer))
-        self.canon = nn.ModuleList(Canon(cfg) for _ in range(2 * cfg.n_layer if cfg.canon_reach > 1 else 0))
+        canon = cfg.canon_reach, cfg.n_embd
+        self.canon = nn.ModuleList(Canon(*canon) for _ in range(2 * cfg.n_layer if cfg.canon_reach > 1 else 0))
         word = [b >= 0x80 or chr(b).isalnum() for b in range(255)] + [False]
         self.register_buffer("is_space", ~torch.tensor(word), persistent=False)
         self.register_buffer(
