@@ -13,6 +13,7 @@ block_size = 256
 n_layer = 11
 n_head = 7
 n_embd = 448
+n_match = 3
 canon_reach = 3
 # a step is 32768 tokens, about 144,000 bytes
 batch_bytes = 32768

@@ -12,4 +12,3 @@ n_layer = 8
 n_head = 5
 n_embd = 320
 n_tables = 0
-canon_reach = 3

@@ -8,5 +8,4 @@ n_layer = 10
 n_head = 10
 n_embd = 640
 n_tables = 0
-canon_reach = 3
 micro_batch = 16
