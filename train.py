@@ -54,8 +54,8 @@ class Config(ModelConfig):
     muon_lr: float = 0.02  # peak learning rate of Muon
     adam_lr: float = 0.005  # peak learning rate of AdamW
     momentum: float = 0.95  # of Muon
-    beta1: float = 0.9  # of AdamW
-    beta2: float = 0.95  # of AdamW
+    beta1: float = 0.6  # of AdamW
+    beta2: float = 0.99  # of AdamW
     weight_decay: float = 0.0  # decoupled, on matrices
     warmup: float = 0.02  # share of the run in which the learning rate rises
     decay: float = 0.7  # share of the run, at its end, in which it falls linearly to zero
@@ -261,7 +261,7 @@ def orthogonal(x, steps=5):
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(steps):
         a = x @ x.mT
-        x = 3.4445 * x + torch.baddbmm(a, a, a, beta=-4.7750, alpha=2.0315) @ x
+        x = torch.baddbmm(x, torch.baddbmm(a, a, a, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
     return x.mT if tall else x
 
 
