@@ -9,7 +9,8 @@ Departures from a vanilla GPT-2 (nanoGPT's model.py), each because it buys quali
   its last byte and the sum of its bytes, and each byte of the decoder gates what it takes of the answer
 - local layers mix the last few bytes by channel before a gated feed-forward (SwiGLU, arXiv 2002.05202): no attention at
   byte rate, the reach is exact, the cache is a few vectors
-- hashed n-gram embeddings: parameters that cost no compute (CANINE, arXiv 2103.06874; BLT, arXiv 2412.09871)
+- hashed n-gram embeddings: parameters that cost next to no compute (CANINE, arXiv 2103.06874; BLT, arXiv 2412.09871),
+  in one table of many narrow rows for all lengths: rare n-grams need a row of their own more than a wide one
 - weight tying beyond the embedding: `n_loop` runs the trunk again with the same weights (Universal Transformer,
   arXiv 1807.03819), `share_ffn` uses one feed-forward for all trunk layers
 - n-gram heads, `n_match`: each byte is told which byte followed when the last few were last seen: an induction head
@@ -55,8 +56,9 @@ class ModelConfig:
     n_local_enc: int = 1  # local layers before the trunk
     n_local_dec: int = 2  # local layers after the trunk
     local_reach: int = 4  # bytes that one local layer sees, itself included
-    n_tables: int = 0  # hashed n-gram embedding tables: one for the last 2 bytes, one for the last 3, ...
-    table_size: int = 4096  # rows of each table
+    n_grams: int = 0  # hashed n-grams embedded at each byte: the last 2 bytes, the last 3, ...; 0: none
+    gram_rows: int = 32768  # rows of the table that all of them share
+    gram_width: int = 32  # columns of it, projected to E
     n_match: int = 0  # n-gram heads: what followed the last 2 bytes (tokens: 1), 3 (2), 4 (3), 6, ... when last seen
     canon_reach: int = 1  # trunk positions mixed before attention and before feed-forward (Canon layers); 1: none
     # model: weight tying beyond the embedding
@@ -72,22 +74,22 @@ class ModelConfig:
             "n_embd",
             "n_local_embd",
             "local_reach",
+            "gram_rows",
+            "gram_width",
             "canon_reach",
             "n_loop",
         ):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key}={getattr(self, key)} must be at least 1")
-        for key in ("max_patches", "n_local_enc", "n_local_dec", "n_tables", "n_match"):
+        for key in ("max_patches", "n_local_enc", "n_local_dec", "n_grams", "n_match"):
             if getattr(self, key) < 0:
                 raise ValueError(f"{key}={getattr(self, key)} must not be negative")
         if self.n_embd % (2 * self.n_head):
             raise ValueError(f"n_embd={self.n_embd} must be a multiple of 2 * n_head={2 * self.n_head} (rotary pairs)")
-        if self.tokenizer == "gpt2" and (self.pooling != "none" or self.n_tables):
-            raise ValueError("tokenizer='gpt2' is the BPE baseline: it needs pooling='none' and n_tables=0")
+        if self.tokenizer == "gpt2" and self.pooling != "none":
+            raise ValueError("tokenizer='gpt2' is the BPE baseline: it needs pooling='none'")
         if not 257 <= self.gpt2_vocab <= GPT2_VOCAB:
             raise ValueError(f"gpt2_vocab={self.gpt2_vocab} must be between 257 and {GPT2_VOCAB}")
-        if self.n_tables and self.table_size < 1:
-            raise ValueError(f"table_size={self.table_size} must be at least 1")
 
     @property
     def match_lengths(self):
@@ -97,7 +99,7 @@ class ModelConfig:
     @property
     def lookback(self):
         """Symbols before the present one that an embedding depends on: those of an n-gram; the context of a match."""
-        return max(1, self.n_tables, self.n_match and self.block_size + self.match_lengths[-1] - 1)
+        return max(1, self.n_grams, self.n_match and self.block_size + self.match_lengths[-1] - 1)
 
     @property
     def n_patches(self):
@@ -319,7 +321,8 @@ class STLM(nn.Module):
         self.vocab_size = 256 if cfg.tokenizer == "bytes" else cfg.gpt2_vocab
         E = cfg.n_local_embd if self.pooled else cfg.n_embd
         self.embed = nn.Embedding(self.vocab_size, E)
-        self.tables = nn.ModuleList(nn.Embedding(cfg.table_size, E) for _ in range(cfg.n_tables))
+        self.grams = nn.Embedding(cfg.gram_rows, cfg.gram_width) if cfg.n_grams else None
+        self.from_grams = nn.Linear(cfg.n_grams * cfg.gram_width, E, bias=False) if cfg.n_grams else None
         self.match = nn.Parameter(torch.empty(cfg.n_match, E)) if cfg.n_match else None
         if self.pooled:
             self.encoder = nn.ModuleList(LocalLayer(cfg) for _ in range(cfg.n_local_enc))
@@ -340,7 +343,7 @@ class STLM(nn.Module):
 
     def reset_parameters(self):
         for name, p in self.named_parameters():
-            if name.endswith(".out.weight"):
+            if name.endswith(".out.weight") or name == "grams.weight":
                 nn.init.zeros_(p)
             elif isinstance(self.get_submodule(name.rpartition(".")[0]), nn.Embedding):
                 nn.init.normal_(p, std=1 / p.size(1))  # a byte's logit for itself starts at 1, whatever the width
@@ -377,17 +380,25 @@ class STLM(nn.Module):
 
     def embedding(self, idx, tail=None):
         """(B, T) symbols -> (B, T, E). `tail` (B, lookback) are those before idx; None: idx opens the text."""
-        x, T = self.embed(idx), idx.size(1)
+        (B, T), V = idx.shape, self.vocab_size
         if tail is None:
-            tail = idx.new_full((len(idx), max([self.cfg.n_tables, *self.cfg.match_lengths])), NONE)
+            tail = idx.new_full((B, max([self.cfg.n_grams, *self.cfg.match_lengths])), NONE)
         seen = torch.cat((tail, idx), dim=1)
-        gram, n = idx, seen.size(1) - T
-        for i, table in enumerate(self.tables):
-            gram = gram * 257 + seen[:, n - 1 - i : n - 1 - i + T] + 1
-            x = x + table((gram * 2654435761 & 0xFFFFFFFF) * self.cfg.table_size >> 32)  # Knuth's multiplicative hash
+        rows, where = [self.embed.weight], [idx]
         for i, length in enumerate(self.cfg.match_lengths):
-            rows = self.match[i] * F.pad(self.embed.weight, (0, 0, 0, 1))  # NONE takes the zeros at the end
-            x = x + F.embedding(matches(seen, length, T, self.cfg.block_size) % len(rows), rows)
+            rows.append(self.match[i] * self.embed.weight)
+            found = matches(seen, length, T, self.cfg.block_size)
+            where.append(torch.where(found == NONE, NONE, found + V * (i + 1)))
+        # one bag per byte: many look-ups in few rows, whose backward takes a third of a step where it is not one kernel
+        rows = torch.cat((*rows, rows[0].new_zeros(1, rows[0].size(1))))
+        where = torch.stack(where, dim=-1) % len(rows)  # NONE: the row of zeros
+        x = F.embedding_bag(where.flatten(0, 1), rows, mode="sum", padding_idx=len(rows) - 1).view(B, T, -1)
+        if self.grams is not None:
+            gram, n, grams = idx, seen.size(1) - T, []
+            for i in range(self.cfg.n_grams):
+                gram = gram * 50261 + seen[:, n - 1 - i : n - 1 - i + T] + 1
+                grams.append((gram * 2654435761 & 0xFFFFFFFF) * self.cfg.gram_rows >> 32)  # Knuth's multiplicative hash
+            x = x + self.from_grams(self.grams(torch.stack(grams, dim=-1)).flatten(2))
         return self.dropout(norm(x))
 
     def trunk(self, z, positions, attends, near=None, new=None):
@@ -577,7 +588,7 @@ class STLM(nn.Module):
 
     def parameter_table(self):
         """Parameters by part; every tensor is counted once. {'embeddings': n, ..., 'total': n}"""
-        parts = {"embeddings": ["embed.", "match"], "n-gram tables": ["tables."]}
+        parts = {"embeddings": ["embed.", "match"], "n-gram tables": ["grams.", "from_grams."]}
         parts |= {"local encoder": ["encoder.", "pool."], "trunk": ["attention.", "feed_forward.", "canon."]}
         parts |= {"local decoder": ["unpool.", "gate.", "decoder."]}
         counts = {
@@ -598,6 +609,7 @@ class STLM(nn.Module):
         trunk += cfg.n_layer * cfg.n_embd * cfg.n_patches  # scores and sums, halved by causality: 12 C P / 2 = 6 C P
         doors = self.pool.weight.numel() + self.unpool.weight.numel() if self.pooled else 0
         local = n["embeddings"] + n["local encoder"] + n["local decoder"] - doors
+        local += self.from_grams.weight.numel() if cfg.n_grams else 0
         return 6 * (local + rate * (doors + cfg.n_loop * trunk))
 
 

@@ -1,7 +1,7 @@
 """The first run: Python's own standard library, 3 minutes on a laptop's CPU, then Python-looking text.
 
 About a million parameters in the same shape as the large configs: bytes, patches that end at spaces and punctuation, a
-small trunk, two tables of hashed n-grams, six n-gram heads.
+small trunk, a table of hashed n-grams, six n-gram heads.
 """
 
 dataset = "stdlib"
@@ -13,8 +13,9 @@ n_layer = 2
 n_head = 4
 n_embd = 128
 n_local_embd = 112
-n_tables = 2
-table_size = 1400
+n_grams = 4
+gram_rows = 18000
+gram_width = 16
 n_match = 6
 # training
 batch_bytes = 8192

@@ -11,4 +11,4 @@ max_patches = 0
 n_layer = 8
 n_head = 5
 n_embd = 320
-n_tables = 0
+n_grams = 0

@@ -7,5 +7,5 @@ max_patches = 0
 n_layer = 10
 n_head = 10
 n_embd = 640
-n_tables = 0
+n_grams = 0
 micro_batch = 16

@@ -7,5 +7,5 @@ from config.shakespeare_800k import *
 
 max_seconds = 300
 n_local_embd = 128
-table_size = 1060
+gram_rows = 16500
 dropout = 0.2

@@ -13,8 +13,10 @@ n_layer = 2
 n_head = 4
 n_embd = 128
 n_local_embd = 112
-n_tables = 2
-table_size = 384
+n_grams = 4
+gram_rows = 5300
+gram_width = 16
+n_match = 6
 canon_reach = 3
 # training
 batch_bytes = 4096

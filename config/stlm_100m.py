@@ -9,5 +9,5 @@ n_layer = 9
 n_head = 13
 n_embd = 832
 n_local_embd = 512
-n_tables = 6
-table_size = 4992
+n_grams = 6
+gram_rows = 240000

@@ -1,7 +1,7 @@
 """50M parameters, pooled at spaces: the size of a SuperTinyLanguageModels baseline, without a tokenizer.
 
 Half of such a BPE baseline is its vocabulary. Here the vocabulary is 256 rows; the parameters go to a trunk of 7
-layers, 640 wide, that runs once per word-like patch, and to n-gram tables that cost no compute.
+layers, 640 wide, that runs once per word-like patch, and to a table of n-grams that costs next to no compute.
 """
 
 from config.stlm_10m import *
@@ -12,6 +12,6 @@ n_embd = 640
 n_local_embd = 416
 n_local_enc = 2
 n_local_dec = 3
-n_tables = 5
-table_size = 4352
+gram_rows = 142000
+gram_width = 64
 batch_bytes = 131072

@@ -40,7 +40,7 @@ def data_dir(tmp_path_factory):
 
 
 SMALL = ["--dataset=words", "--block_size=32", "--max_patches=16", "--n_layer=2", "--n_head=2", "--n_embd=32"]
-SMALL += ["--n_local_embd=16", "--n_tables=1", "--table_size=64", "--batch_bytes=256", "--device=cpu"]
+SMALL += ["--n_local_embd=16", "--n_grams=1", "--gram_rows=64", "--batch_bytes=256", "--device=cpu"]
 SMALL += ["--dtype=float32", "--max_seconds=0", "--eval_interval=0", "--eval_bytes=500", "--log_interval=1"]
 
 

@@ -27,7 +27,7 @@ def tiny(pooling="space", **knobs):
     """A small model, all weights random."""
     torch.manual_seed(0)
     sizes = {"block_size": 48, "max_patch": 5, "n_layer": 2, "n_head": 2, "n_embd": 32, "n_local_embd": 24}
-    model = STLM(ModelConfig(pooling=pooling, **(sizes | {"n_tables": 1, "table_size": 64} | knobs))).eval()
+    model = STLM(ModelConfig(pooling=pooling, **(sizes | {"n_grams": 1, "gram_rows": 64} | knobs))).eval()
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.2)
     return model
@@ -142,13 +142,13 @@ def test_metrics_and_their_errors():
 
 def test_bpe_bits_are_per_byte_of_text(gpt2_files, tmp_path):
     """A uniform BPE model pays log2(50257) for each token, divided by the bytes of the text, not of the tokens."""
-    model, text = uniform(pooling="none", tokenizer="gpt2", n_tables=0), "The naïve café — 日本 🐍.\n" * 30
+    model, text = uniform(pooling="none", tokenizer="gpt2", n_grams=0), "The naïve café — 日本 🐍.\n" * 30
     data = train.Data.of_text(model, text.encode())
     found = train.evaluate(model, data, 48)
     assert found["bytes"] == len(text.encode())
     assert found["bpb"] == pytest.approx(len(model.encode(text.encode())) * math.log2(50257) / len(text.encode()))
     items = [pairs(i) for i in some_items(5)]
-    model = tiny("none", tokenizer="gpt2", n_tables=0)
+    model = tiny("none", tokenizer="gpt2", n_grams=0)
     for item, scores in zip(items, score(model, items), strict=True):
         assert [s for s, _ in scores] == pytest.approx([model.loglikelihood(*p) for p in item], abs=1e-3)
 

@@ -30,7 +30,7 @@ def test_a_file_builds_on_another(tmp_path):
     path = tmp_path / "child.py"
     path.write_text('"""Wider."""\nfrom config.stlm_10m import *\n\nn_embd = n_embd * 2\n')
     cfg = read(str(path))
-    assert cfg.n_embd == 640 and cfg.n_tables == read("config/stlm_10m.py").n_tables and cfg.intuition == "Wider."
+    assert cfg.n_embd == 640 and cfg.n_grams == read("config/stlm_10m.py").n_grams and cfg.intuition == "Wider."
 
 
 @pytest.mark.parametrize(

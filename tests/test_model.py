@@ -31,7 +31,7 @@ def tiny(pooling="space", seed=0, **knobs):
     torch.manual_seed(seed)
     sizes = {"block_size": 48, "max_patch": 5, "n_layer": 2, "n_head": 2, "n_embd": 32, "n_local_embd": 24, "n_loop": 2}
     sizes |= {"canon_reach": 3, "n_match": 2}
-    model = STLM(ModelConfig(pooling=pooling, **(sizes | {"table_size": 64} | knobs))).eval()
+    model = STLM(ModelConfig(pooling=pooling, **(sizes | {"gram_rows": 64} | knobs))).eval()
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.2)
     return model
@@ -54,11 +54,11 @@ def pooling(request):
     return request.param
 
 
-@pytest.mark.parametrize("n_tables", [0, 2])
+@pytest.mark.parametrize("n_grams", [0, 2])
 @torch.no_grad()
-def test_causal_at_every_byte(pooling, n_tables):
+def test_causal_at_every_byte(pooling, n_grams):
     """Law 1, in the exact pass and in training's pass with a fixed (and overflowing) number of patches."""
-    model, idx = tiny(pooling, n_tables=n_tables), text(40)
+    model, idx = tiny(pooling, n_grams=n_grams), text(40)
     for n_patches in (None, model.cfg.n_patches, 6):
         if n_patches == 6 and pooling == "none":
             continue
@@ -113,11 +113,11 @@ def test_a_match_is_what_followed_the_same_symbols_last_time(raw, n, window, ear
         assert follows == (ord(raw[places[-1] + 1]) if places else NONE)
 
 
-@pytest.mark.parametrize("n_tables", [0, 2])
+@pytest.mark.parametrize("n_grams", [0, 2])
 @torch.no_grad()
-def test_loglikelihood_is_a_product_of_next_byte_probabilities(pooling, n_tables):
+def test_loglikelihood_is_a_product_of_next_byte_probabilities(pooling, n_grams):
     """Law 3: the same as asking for one byte after another; probabilities of all 256 next bytes sum to 1."""
-    model, raw = tiny(pooling, n_tables=n_tables), bytes(text(70)[0].tolist())
+    model, raw = tiny(pooling, n_grams=n_grams), bytes(text(70)[0].tolist())
     total = 0.0
     for t in range(20, 70):
         logits = model(torch.tensor([[EOT, *raw[:t]]]))[0, -1].double()
@@ -130,19 +130,19 @@ def test_loglikelihood_is_a_product_of_next_byte_probabilities(pooling, n_tables
 
 def test_scores_do_not_depend_on_the_batch(pooling):
     """Law 3: a row's score is its own, whoever shares the batch."""
-    model, idx = tiny(pooling, n_tables=1), text(60, rows=7)
+    model, idx = tiny(pooling, n_grams=1), text(60, rows=7)
     together = model.nats(idx[:, :-1], idx[:, 1:])
     for row in range(7):
         alone = model.nats(idx[row : row + 1, :-1], idx[row : row + 1, 1:])
         assert torch.allclose(alone[0], together[row], atol=1e-5)
 
 
-@pytest.mark.parametrize("n_tables", [0, 3])
+@pytest.mark.parametrize("n_grams", [0, 3])
 @pytest.mark.parametrize("prompt", [1, 2, 3, 17, 150])
 @torch.no_grad()
-def test_incremental_equals_full(pooling, n_tables, prompt):
+def test_incremental_equals_full(pooling, n_grams, prompt):
     """Law 4, for rows whose patches end at different bytes, far past the context, where the trunk slides."""
-    model, idx = tiny(pooling, n_tables=n_tables, max_patches=0 if pooling == "none" else 7), text(160, rows=3)
+    model, idx = tiny(pooling, n_grams=n_grams, max_patches=0 if pooling == "none" else 7), text(160, rows=3)
     full = model(idx)
     assert int(model.patch_ends(idx)[0].sum(1).min()) > 3 * model.cfg.n_patches  # it does slide
     logits, cache = model.prefill(idx[:, :prompt])
@@ -157,7 +157,7 @@ def test_incremental_equals_full(pooling, n_tables, prompt):
 @torch.no_grad()
 def test_reading_in_pieces_equals_reading_at_once(pooling, pieces, seed):
     """Law 4, for any cut of the text, pieces longer than the trunk's window included; and after a cache is repeated."""
-    model = tiny(pooling, n_tables=2, max_patches=7)
+    model = tiny(pooling, n_grams=2, max_patches=7)
     idx = text(sum(pieces), rows=2, seed=seed).repeat_interleave(torch.tensor([1, 2]), dim=0)
     full, start = model(idx), pieces[0]
     cache = model.prefill(idx[:2, :start])[1].repeat(torch.tensor([1, 2]))
@@ -173,7 +173,7 @@ def test_reading_in_pieces_equals_reading_at_once(pooling, pieces, seed):
 def test_any_prompt_generates_what_the_full_pass_says(prompt):
     """Law 4: prompts of 0, 1, 2 and of any bytes; greedy generation equals greedy over full passes."""
     for pooling in POOLINGS:
-        model = tiny(pooling, n_tables=1)
+        model = tiny(pooling, n_grams=1)
         made, expected = b"".join(model.generate(prompt, 12, temperature=0, stop=False)), b""
         for _ in range(12):
             logits = model(torch.tensor([[EOT, *prompt, *expected]]))[0, -1]
@@ -246,7 +246,7 @@ def test_embedding_is_the_head(pooling, tmp_path):
 
 def test_training_shapes_do_not_depend_on_the_text(pooling, device):
     """Law 7: one graph without breaks serves every text; on a GPU it is compiled for real, and gives the same loss."""
-    model = tiny(pooling, n_tables=1).train()
+    model = tiny(pooling, n_grams=1).train()
     texts = [text(48, rows=2, seed=s) for s in range(3)]
     texts += [torch.full((2, 48), ord(" ")), torch.full((2, 48), ord("a"))]
     torch._dynamo.reset()
@@ -308,7 +308,8 @@ def test_flops_count_what_a_profiler_counts(pooling):
     from torch.utils.flop_counter import FlopCounterMode
 
     max_patches = 0 if pooling == "none" else 24
-    model, idx = tiny(pooling, block_size=96, max_patches=max_patches, n_local_enc=2).train(), text(97, 4)
+    knobs = {"block_size": 96, "max_patches": max_patches, "n_local_enc": 2, "n_grams": 3, "gram_width": 24}
+    model, idx = tiny(pooling, **knobs).train(), text(97, 4)
     with FlopCounterMode(display=False) as counter:
         model(idx[:, :-1], idx[:, 1:]).backward()
     counted = sum(n for op, n in counter.get_flop_counts()["Global"].items() if op.__name__ in ("mm", "addmm", "bmm"))
@@ -319,7 +320,7 @@ def test_flops_count_what_a_profiler_counts(pooling):
 
 
 def test_impossible_configs_are_refused():
-    for knobs in ({"n_embd": 30}, {"n_layer": 0}, {"tokenizer": "gpt2"}, {"n_tables": -1}, {"local_reach": 0}):
+    for knobs in ({"n_embd": 30}, {"n_layer": 0}, {"tokenizer": "gpt2"}, {"n_grams": -1}, {"local_reach": 0}):
         with pytest.raises(ValueError, match=next(iter(knobs))):
             ModelConfig(**({"n_head": 4} | knobs))
 

@@ -328,7 +328,7 @@ def test_init_from_starts_at_the_other_runs_weights(small, tmp_path):
 
 def test_nonfinite_loss_stops_and_keeps_the_last_good_checkpoint(small, tmp_path):
     out = tmp_path / "run"
-    args = [*small, "--max_steps=50", "--eval_interval=5", "--warmup=0", "--grad_clip=0", "--n_tables=0"]
+    args = [*small, "--max_steps=50", "--eval_interval=5", "--warmup=0", "--grad_clip=0", "--n_grams=0"]
     with pytest.raises(ValueError, match=r"step \d+: loss .*gradient norm .*muon_lr .*last good checkpoint") as e:
         train.main([*args, "--muon_lr=1e37", "--adam_lr=1e37", f"--out_dir={out}"])
     assert "\n" not in str(e.value)
