@@ -3,13 +3,14 @@
 More than half the parameters are the table of hashed n-grams: narrow rows, shared by the last two to six bytes. Such a
 table was worth 0.04 bpb beside two of 3,200 rows as wide as the local layers. The trunk is a single layer: a trial that
 took rows from the table for a deeper trunk lost, and with a layer less it reads a quarter more text in the same time.
+N-gram heads find what the context holds: 4096 bytes were worth 0.017 bpb beside 2048, for 4% of the speed.
 """
 
 dataset = "textbooks"
 max_seconds = 1200
 # model
-block_size = 2048
-max_patches = 432
+block_size = 4096
+max_patches = 848
 n_layer = 1
 n_head = 4
 n_embd = 192

@@ -1,6 +1,6 @@
 """Does pooling pay? 3M parameters, 20 minutes on 2 CPU cores, plain bytes: the baseline of textbooks_3m.
 
-Five layers, the same kind of n-gram table, half the context and a quarter of the batch: a byte costs it four times as
+Five layers, the same kind of n-gram table, a quarter of the context and of the batch: a byte costs it four times as
 much, and steps are worth more to it than bytes in a step.
 """
 
