@@ -10,7 +10,7 @@ dataset = "textbooks"
 max_seconds = 1200
 # model
 block_size = 4096
-max_patches = 848
+max_patches = 896
 n_layer = 1
 n_head = 2
 n_embd = 192

@@ -41,7 +41,7 @@ quality() { # four minutes of training each, then val and all benchmarks. The qu
 tune() { # a minute each. The baselines get the same care: dropout and length. On a CPU 4096 bytes of context, two heads and more
   # rows in place of trunk layers won for the pooled model; is that so where compute is cheap?
   train stlm_10m stlm_10m-base 60 || true
-  train stlm_10m stlm_10m-long 60 --block_size=4096 --max_patches=848 --micro_batch=8 || true
+  train stlm_10m stlm_10m-long 60 --block_size=4096 --max_patches=896 --micro_batch=8 || true
   train stlm_10m stlm_10m-rows 60 --n_layer=2 --gram_rows=184000 || true
   for config in ${CONFIGS:-gpt2_124m bpe_50m}; do
     train "$config" "$config-dropout" 60 --dropout=0.1 || true
