@@ -20,7 +20,7 @@ gram_rows = 51800
 n_match = 6
 canon_reach = 3
 # training
-batch_bytes = 16384
+batch_bytes = 8192
 muon_lr = 0.015
 adam_lr = 0.01
 compile = "on"
