@@ -13,6 +13,7 @@ pooling = "none"
 max_patches = 0
 block_size = 288
 n_layer = 4
+n_embd = 192
 n_grams = 0
 n_match = 3
 # a step is 6912 tokens, about 24,000 bytes
