@@ -318,20 +318,17 @@ def test_without_the_hub_what_can_be_scored_is_scored(at_home, capsys, monkeypat
 SIZES = "n_layer=1\nn_head=2\nn_embd=32\nn_local_embd=16\nblock_size=64\nbatch_bytes=512\nmax_steps=1\n"
 
 
-def test_speed_of_a_model_beside_itself_is_one_within_the_spread(tmp_path):
+def test_speed_of_a_model_beside_itself_is_about_one(tmp_path):
     """Two times the same config, and one four times as wide, which must be slower."""
     (tmp_path / "a.py").write_text(f'"""A."""\n{SIZES}')
     (tmp_path / "wide.py").write_text(
         f'"""W."""\n{SIZES.replace("n_embd=32", "n_embd=256").replace("n_layer=1", "n_layer=4")}'
     )
-    for attempt in range(3):  # (chance puts all rounds on one side of 1 now and then)
-        args = ["--rounds=3", "--seconds=0.3", "--device=cpu", "--dtype=float32", "--json", "--seed", str(attempt)]
-        done = run("bench.py", "speed", tmp_path / "a.py", tmp_path / "a.py", tmp_path / "wide.py", *args, cwd=tmp_path)
-        a, b, wide = json.loads(done.stdout)["arms"]
-        spread = b["train_bytes_per_second"]["ratio"]
-        if spread["min"] <= 1 <= spread["max"]:
-            break
-    assert spread["min"] <= 1 <= spread["max"] and 0.3 < spread["mean"] < 3
+    args = ["--rounds=3", "--seconds=0.3", "--device=cpu", "--dtype=float32", "--json"]
+    done = run("bench.py", "speed", tmp_path / "a.py", tmp_path / "a.py", tmp_path / "wide.py", *args, cwd=tmp_path)
+    a, b, wide = json.loads(done.stdout)["arms"]
+    # three short rounds on a busy machine: their spread need not hold 1, but the mean is near it
+    assert 0.5 < b["train_bytes_per_second"]["ratio"]["mean"] < 2
     assert a["train_bytes_per_second"]["ratio"] == {"mean": 1, "min": 1, "max": 1}
     assert wide["train_bytes_per_second"]["ratio"]["max"] < 0.7 and wide["flops_per_byte"] > 20 * a["flops_per_byte"]
     assert len(a["rounds"]) == 3 and a["parameters"] < wide["parameters"] and "mfu" not in a
