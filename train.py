@@ -668,7 +668,9 @@ def main(argv=None):
             if cfg.dropout:
                 raw_model.drop.fill_(dropout_at(progress(), cfg))
                 torch.manual_seed((cfg.seed * 1_000_003 + run.step) * world + rank)  # so that resuming needs no state
-            batch = torch.from_numpy(train_data.batch(cfg.seed, run.step, rows, T, rank, world)).to(device)
+            batch = torch.from_numpy(train_data.batch(cfg.seed, run.step, rows, T, rank, world))
+            on_cuda = device.type == "cuda"  # pinned: the copy does not wait for the steps before, which may still run
+            batch = (batch.pin_memory() if on_cuda else batch).to(device, non_blocking=on_cuda)
             loss, norm = train_step(model, optimizers, batch, micro, autocast, cfg.grad_clip)
             run.step += 1
 

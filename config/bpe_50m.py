@@ -1,7 +1,7 @@
 """50M parameters, GPT-2's tokenizer: the same recipe as stlm_50m with the vocabulary that most models have.
 
 Nearly half the parameters are the (tied) embedding of 50257 tokens, which leaves 11 layers, 448 wide. A token is about
-4.4 bytes, so 256 tokens see as much text as 1024 bytes do. Its data: python prepare.py SOURCE --name=textbooks-gpt2
+4.4 bytes, so 1024 tokens see as much text as 4500 bytes do. Its data: python prepare.py SOURCE --name=textbooks-gpt2
 --tokenizer=gpt2
 """
 
@@ -9,7 +9,7 @@ dataset = "textbooks-gpt2"
 max_steps = 20000
 tokenizer = "gpt2"
 pooling = "none"
-block_size = 256
+block_size = 1024
 n_layer = 11
 n_head = 7
 n_embd = 448
@@ -17,5 +17,6 @@ n_match = 3
 canon_reach = 3
 # a step is 32768 tokens, about 144,000 bytes
 batch_bytes = 32768
-micro_batch = 64
+micro_batch = 16
+dropout = 0.1
 eval_interval = 500

@@ -7,8 +7,10 @@ Each byte pays for the whole trunk, so it reads several times fewer bytes in the
 from config.stlm_10m import *
 
 pooling = "none"
+block_size = 1024
 max_patches = 0
 n_layer = 8
 n_head = 5
 n_embd = 320
 n_grams = 0
+micro_batch = 32

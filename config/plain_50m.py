@@ -3,6 +3,7 @@
 from config.stlm_50m import *
 
 pooling = "none"
+block_size = 1024
 max_patches = 0
 n_layer = 10
 n_head = 10

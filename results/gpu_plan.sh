@@ -1,19 +1,18 @@
 #!/usr/bin/env bash
-# What is still unmeasured because it needs an NVIDIA GPU, in the order of its value: about 45 minutes in all.
-# Usage: results/gpu_plan.sh [STEP...]      logs go to ${OUT:-results/gpu}; steps: laws quality tune speed eager
+# What is still unmeasured because it needs an NVIDIA GPU, in the order of its value: about 40 minutes in all on an H100.
+# Usage: results/gpu_plan.sh [STEP...]      logs go to ${OUT:-results/gpu}; steps: profile quality tune speed eager laws
 #   CONFIGS="stlm_10m plain_10m" results/gpu_plan.sh quality        a part of a step, where a command may not take long
 # Python needs torch, numpy, tqdm, tiktoken, pytest, hypothesis. Data: data/textbooks and data/textbooks-gpt2
 # (python prepare.py train.parquet --val=val.parquet --name=textbooks, and the same with --tokenizer=gpt2), and the
 # benchmarks as JSONL in ${ITEMS:-data/eval}. Where `datasets` is missing bring these folders ready; files that end in .xz
-# are unpacked.
+# are unpacked (all of it is 37 MB then).
 set -eu
 cd "$(dirname "$0")/.."
 out=${OUT:-results/gpu}
 python=${PYTHON:-python3}
+seconds=${SECONDS_EACH:-185}
 mkdir -p "$out"
-find data -name "*.xz" 2> /dev/null | while read -r file; do
-  [ -f "${file%.xz}" ] || $python -c "import lzma, shutil, sys; shutil.copyfileobj(lzma.open(sys.argv[1]), open(sys.argv[1][:-3], 'wb'))" "$file"
-done
+[ ! -d data ] || find data -name "*.xz" -print0 | xargs -0 -r -n 1 -P 8 unxz
 
 laws() { # causality, caches, compiled = eager, with FlashAttention
   $python -m pytest tests/test_model.py --device=cuda -p no:cacheprovider 2>&1 | tee "$out/laws.txt" | tail -n 5
@@ -22,32 +21,62 @@ laws() { # causality, caches, compiled = eager, with FlashAttention
 train() { # CONFIG NAME SECONDS [KNOBS...]: a run in out/NAME, its log in the results
   local config=$1 name=$2 seconds=$3; shift 3
   mkdir -p "$out/$name"
-  $python train.py config/"$config".py --max_seconds="$seconds" --overwrite --out_dir=out/"$name" "$@" > "$out/$name/train.txt" \
-    || { tail -n 3 "$out/$name/train.txt"; return 1; }
+  $python train.py config/"$config".py --max_seconds="$seconds" --eval_interval=2000 --log_interval=50 --overwrite \
+    --out_dir=out/"$name" "$@" > "$out/$name/train.txt" || { tail -n 3 "$out/$name/train.txt"; return 1; }
   echo "$name: $(tail -n 1 "$out/$name/train.txt")"
   for file in log.jsonl run.json; do cp out/"$name"/$file "$out/$name"/; done
 }
 
-quality() { # four minutes of training each, then val and all benchmarks. The questions: is stlm_10m as good as gpt2_124m, and
-  # stlm_50m 0.05 bpb better than bpe_50m, with BLiMP at 68 and ARC-Easy at 33?
-  for config in ${CONFIGS:-stlm_10m gpt2_124m stlm_50m bpe_50m plain_10m}; do
-    train "$config" "$config" "${SECONDS_EACH:-240}" || continue
+warm() { # compile the training passes of all at once, into the compiler's cache: 30 s each otherwise, of the training time
+  for config in "$@"; do
+    $python train.py config/"$config".py --max_steps=2 --eval_interval=0 --overwrite --out_dir=out/warm_"$config" > /dev/null &
+  done
+  wait
+}
+
+profile() { # where a step's time goes: stlm_10m had 7.5% of the H100's peak, gpt2_124m 30%
+  $python - << 'CODE' | tee "$out/profile.txt"
+import torch
+import train
+from config import parse
+from model import STLM
+
+cfg, _ = parse(train.Config, ["config/stlm_10m.py"], "")
+torch.manual_seed(1)
+model = STLM(cfg).cuda()
+model.may_drop, optimizers = cfg.dropout > 0, train.make_optimizers(model, cfg, torch.bfloat16)
+data, rows = train.Data(cfg, "train"), cfg.batch_bytes // cfg.block_size
+autocast = torch.autocast("cuda", torch.bfloat16)
+compiled = train.compile_or_not(model, autocast, cfg.micro_batch, cfg.block_size, torch.device("cuda"))
+batch = torch.from_numpy(data.batch(1, 0, rows, cfg.block_size)).cuda()
+step = lambda: train.train_step(compiled, optimizers, batch, cfg.micro_batch, autocast, cfg.grad_clip)
+[step() for _ in range(10)]
+with torch.profiler.profile() as found:
+    [step() for _ in range(10)]
+    torch.cuda.synchronize()
+print(found.key_averages().table(sort_by="self_device_time_total", row_limit=40, max_name_column_width=60))
+CODE
+}
+
+quality() { # the questions: is stlm_50m 0.05 bpb better than bpe_50m, with BLiMP at 68 and ARC-Easy at 33? How far is plain_10m
+  # behind stlm_10m? (stlm_10m and gpt2_124m have been run: results/gpu)
+  local configs=${CONFIGS:-stlm_50m bpe_50m plain_10m}
+  warm $configs
+  for config in $configs; do
+    train "$config" "$config" "$seconds" || continue
     $python bench.py eval --out_dir=out/"$config" --data="${ITEMS:-data/eval}" --limit="${LIMIT:-5000}" | tee "$out/$config/eval.txt" || true
     $python sample.py --out_dir=out/"$config" --max_new_bytes=400 > "$out/$config/sample.txt" || true
     [ ! -f out/"$config"/eval.json ] || cp out/"$config"/eval.json "$out/$config"/
   done
 }
 
-tune() { # a minute each. The baselines get the same care: dropout and length. On a CPU 4096 bytes of context, two heads and more
-  # rows in place of trunk layers won for the pooled model; is that so where compute is cheap?
-  train stlm_10m stlm_10m-base 60 || true
-  train stlm_10m stlm_10m-long 60 --block_size=4096 --max_patches=896 --micro_batch=8 || true
-  train stlm_10m stlm_10m-rows 60 --n_layer=2 --gram_rows=184000 || true
-  for config in ${CONFIGS:-gpt2_124m bpe_50m}; do
-    train "$config" "$config-dropout" 60 --dropout=0.1 || true
-    train "$config" "$config-long" 60 --block_size=512 --micro_batch=32 || true
-    train "$config" "$config-base" 60 || true
-  done
+tune() { # what stlm_10m should be where compute is cheap: fewer n-gram rows and dropout won together, each alone is unknown
+  warm stlm_10m
+  train stlm_10m stlm_10m-dropout5 "$seconds" --dropout=0.05 || true
+  train stlm_10m stlm_10m-loop2 "$seconds" --n_loop=2 || true
+  train stlm_10m stlm_10m-rows "$seconds" --n_layer=4 --gram_rows=108000 || true
+  train gpt2_124m gpt2_124m-dropout2 "$seconds" --dropout=0.2 || true
+  train bpe_50m bpe_50m-dropout2 "$seconds" --dropout=0.2 || true
 }
 
 speed() { # training and generation, pooled beside plain beside BPE
@@ -59,6 +88,6 @@ eager() { # what compiling is worth, and what bfloat16 is worth
   $python bench.py speed config/stlm_10m.py --compile=off --dtype=float32 --rounds=1 --json > "$out/speed_float32.json"
 }
 
-for step in "${@:-laws}" $([ $# -gt 0 ] || echo quality tune speed eager); do
+for step in "${@:-profile}" $([ $# -gt 0 ] || echo quality tune speed eager laws); do
   $step
 done

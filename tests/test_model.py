@@ -121,7 +121,7 @@ def test_loglikelihood_is_a_product_of_next_byte_probabilities(pooling, n_grams)
     total = 0.0
     for t in range(20, 70):
         logits = model(torch.tensor([[EOT, *raw[:t]]]))[0, -1].double()
-        assert logits.softmax(0).sum() == pytest.approx(1)
+        assert logits.softmax(0).sum().item() == pytest.approx(1)
         total += logits.log_softmax(0)[raw[t]].item()
     assert model.loglikelihood(raw[:20], raw[20:]) == pytest.approx(total, abs=1e-3)
     split = model.loglikelihood(b"", raw[:20]) + model.loglikelihood(raw[:20], raw[20:])
@@ -240,7 +240,7 @@ def test_embedding_is_the_head(pooling, tmp_path):
     again = tiny(pooling, seed=1)
     again.load_state_dict(torch.load(tmp_path / "w.pt", weights_only=True))
     idx = text(30)
-    assert torch.equal(again(idx), model(idx))
+    torch.testing.assert_close(again(idx), model(idx))  # (a GPU adds in no fixed order)
     assert model.parameter_table()["total"] == sum(p.numel() for p in set(model.parameters()))
 
 
