@@ -10,7 +10,8 @@ Departures from a vanilla GPT-2 (nanoGPT's model.py), each because it buys quali
 - local layers mix the last few bytes by channel before a gated feed-forward (SwiGLU, arXiv 2002.05202): no attention at
   byte rate, the reach is exact, the cache is a few vectors
 - hashed n-gram embeddings: parameters that cost next to no compute (CANINE, arXiv 2103.06874; BLT, arXiv 2412.09871),
-  in one table of many narrow rows for all lengths: rare n-grams need a row of their own more than a wide one
+  in one table of many narrow rows for all lengths: rare n-grams need a row of their own more than a wide one.
+  `n_words`: and of the last words up to here, which say more than as many bytes more
 - weight tying beyond the embedding: `n_loop` runs the trunk again with the same weights (Universal Transformer,
   arXiv 1807.03819), `share_ffn` uses one feed-forward for all trunk layers
 - n-gram heads, `n_match`: each byte is told which byte followed when the last few were last seen: an induction head
@@ -37,6 +38,7 @@ import torch.nn.functional as F
 EOT, PAD, MASK = 0xFF, 0xFE, 0xFD  # bytes that never occur in UTF-8: document border, nothing there, hidden
 NONE = -1  # where the text has not begun
 GPT2_VOCAB = 50257
+HASH, UNHASH = 50261, 7021808312970516733  # their product is 1 (mod 2^64)
 
 
 @dataclass
@@ -57,6 +59,7 @@ class ModelConfig:
     n_local_dec: int = 2  # local layers after the trunk
     local_reach: int = 4  # bytes that one local layer sees, itself included
     n_grams: int = 0  # hashed n-grams embedded at each byte: the last 2 bytes, the last 3, ...; 0: none
+    n_words: int = 0  # hashed words embedded as well: from the newest word's start, from the one before, ...; 0: none
     gram_rows: int = 32768  # rows of the table that all of them share
     gram_width: int = 32  # columns of it, projected to E
     n_match: int = 0  # n-gram heads: what followed the last 2 bytes (tokens: 1), 3 (2), 4 (3), 6, ... when last seen
@@ -81,13 +84,15 @@ class ModelConfig:
         ):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key}={getattr(self, key)} must be at least 1")
-        for key in ("max_patches", "n_local_enc", "n_local_dec", "n_grams", "n_match"):
+        for key in ("max_patches", "n_local_enc", "n_local_dec", "n_grams", "n_words", "n_match"):
             if getattr(self, key) < 0:
                 raise ValueError(f"{key}={getattr(self, key)} must not be negative")
         if self.n_embd % (2 * self.n_head):
             raise ValueError(f"n_embd={self.n_embd} must be a multiple of 2 * n_head={2 * self.n_head} (rotary pairs)")
         if self.tokenizer == "gpt2" and self.pooling != "none":
             raise ValueError("tokenizer='gpt2' is the BPE baseline: it needs pooling='none'")
+        if self.n_words and (self.tokenizer == "gpt2" or not self.n_grams):
+            raise ValueError(f"n_words={self.n_words} needs tokenizer='bytes' and n_grams of at least 1")
         if not 257 <= self.gpt2_vocab <= GPT2_VOCAB:
             raise ValueError(f"gpt2_vocab={self.gpt2_vocab} must be between 257 and {GPT2_VOCAB}")
 
@@ -99,7 +104,12 @@ class ModelConfig:
     @property
     def lookback(self):
         """Symbols before the present one that an embedding depends on: those of an n-gram; the context of a match."""
-        return max(1, self.n_grams, self.n_match and self.block_size + self.match_lengths[-1] - 1)
+        return max(1, self.hashed, self.n_match and self.block_size + self.match_lengths[-1] - 1)
+
+    @property
+    def hashed(self):
+        """Symbols before the present one that the hashes of an embedding depend on."""
+        return max(self.n_grams, self.n_words * self.max_patch)
 
     @property
     def n_patches(self):
@@ -322,7 +332,8 @@ class STLM(nn.Module):
         E = cfg.n_local_embd if self.pooled else cfg.n_embd
         self.embed = nn.Embedding(self.vocab_size, E)
         self.grams = nn.Embedding(cfg.gram_rows, cfg.gram_width) if cfg.n_grams else None
-        self.from_grams = nn.Linear(cfg.n_grams * cfg.gram_width, E, bias=False) if cfg.n_grams else None
+        width = (cfg.n_grams + cfg.n_words) * cfg.gram_width
+        self.from_grams = nn.Linear(width, E, bias=False) if cfg.n_grams else None
         self.match = nn.Parameter(torch.empty(cfg.n_match, E)) if cfg.n_match else None
         if self.pooled:
             self.encoder = nn.ModuleList(LocalLayer(cfg) for _ in range(cfg.n_local_enc))
@@ -382,7 +393,7 @@ class STLM(nn.Module):
         """(B, T) symbols -> (B, T, E). `tail` (B, lookback) are those before idx; None: idx opens the text."""
         (B, T), V = idx.shape, self.vocab_size
         if tail is None:
-            tail = idx.new_full((B, max([self.cfg.n_grams, *self.cfg.match_lengths])), NONE)
+            tail = idx.new_full((B, max([self.cfg.hashed, *self.cfg.match_lengths])), NONE)
         seen = torch.cat((tail, idx), dim=1)
         rows, where = [self.embed.weight], [idx]
         for i, length in enumerate(self.cfg.match_lengths):
@@ -394,12 +405,28 @@ class STLM(nn.Module):
         where = torch.stack(where, dim=-1) % len(rows)  # NONE: the row of zeros
         x = F.embedding_bag(where.flatten(0, 1), rows, mode="sum", padding_idx=len(rows) - 1).view(B, T, -1)
         if self.grams is not None:
-            gram, n, grams = idx, seen.size(1) - T, []
-            for i in range(self.cfg.n_grams):
-                gram = gram * 50261 + seen[:, n - 1 - i : n - 1 - i + T] + 1
-                grams.append((gram * 2654435761 & 0xFFFFFFFF) * self.cfg.gram_rows >> 32)  # Knuth's multiplicative hash
-            x = x + self.from_grams(self.grams(torch.stack(grams, dim=-1)).flatten(2))
+            x = x + self.from_grams(self.grams(self.gram_numbers(seen, T)).flatten(2))
         return self.dropout(norm(x))
+
+    def gram_numbers(self, seen, T):
+        """Rows of the table for the n-grams and words that end at each of the last T places: seen (B, N) -> (B, T, n).
+
+        A polynomial hash of all symbols from a first one to the last, as the difference of two sums from the left.
+        """
+        cfg, N = self.cfg, seen.size(1)
+        power = torch.full_like(seen[0], HASH).cumprod(0)  # wraps around, as all of this
+        total = F.pad(((seen + 1) * torch.full_like(seen[0], UNHASH).cumprod(0)).cumsum(1), (1, 0))
+        before = [total[:, N - T - i : N - i] for i in range(1, cfg.n_grams + 1)]
+        if cfg.n_words:
+            place, word = torch.arange(N, device=seen.device), ~self.is_space[seen.clamp(min=0)] & (seen != NONE)
+            newest = torch.where(word & ~F.pad(word[:, :-1], (1, 0)), place - 1, 0).cummax(dim=1).values
+            start = newest
+            for _ in range(cfg.n_words):  # the space before the word, so that its letters are known to be all
+                near = torch.maximum(start, place - cfg.hashed + 1)[:, N - T :].clamp(min=0)
+                before.append(total.gather(1, near))
+                start = newest.gather(1, start.clamp(min=0))
+        gram = (total[:, N - T + 1 :, None] - torch.stack(before, dim=-1)) * power[N - T :, None]
+        return (gram * 2654435761 & 0xFFFFFFFF) * cfg.gram_rows >> 32  # Knuth's multiplicative hash
 
     def trunk(self, z, positions, attends, near=None, new=None):
         """z (B, P, C) with patch numbers `positions`, (P,) or (B, P); attends[i] does that of the i-th layer run.

@@ -5,4 +5,4 @@ textbooks_plain_3m with the rest spent on the n-gram table, as in textbooks_10m.
 
 from config.textbooks_plain_3m import *
 
-gram_rows = 240000
+gram_rows = 239600

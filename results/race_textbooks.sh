@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Does pooling pay? Textbooks, 20 minutes of training on 2 cores, equal parameters: pooled, plain bytes, BPE; 2 seeds.
-# Usage: results/race_textbooks.sh [3m]     about 130 minutes (10m lacks its BPE config: set CONFIGS); logs and verdicts go to results/textbooks/
+# Usage: results/race_textbooks.sh [3m|10m]     about 130 minutes; logs and verdicts go to results/textbooks/
 # The text (TRAIN and VAL are parquet files with a column "text"), for bytes and for BPE:
 #   python prepare.py TRAIN --val=VAL --name=textbooks
 #   python prepare.py TRAIN --val=VAL --name=textbooks_gpt2_6144 --tokenizer=gpt2 --gpt2_vocab=6144

@@ -30,7 +30,7 @@ def tiny(pooling="space", seed=0, **knobs):
     """A small model with every weight random, the zero-initialised ones too: otherwise most of it would not count."""
     torch.manual_seed(seed)
     sizes = {"block_size": 48, "max_patch": 5, "n_layer": 2, "n_head": 2, "n_embd": 32, "n_local_embd": 24, "n_loop": 2}
-    sizes |= {"canon_reach": 3, "n_match": 2}
+    sizes |= {"canon_reach": 3, "n_match": 2, "n_words": 2 * (knobs.get("n_grams", 0) > 0)}
     model = STLM(ModelConfig(pooling=pooling, **(sizes | {"gram_rows": 64} | knobs))).eval()
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.2)
@@ -111,6 +111,28 @@ def test_a_match_is_what_followed_the_same_symbols_last_time(raw, n, window, ear
         here = raw[t + 1 - n : t + 1] if t + 1 >= n else ""
         places = [p for p in range(max(n - 1, t - window), t) if here and raw[p + 1 - n : p + 1] == here]
         assert follows == (ord(raw[places[-1] + 1]) if places else NONE)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.text(alphabet="ab1 ,.é\n", min_size=1, max_size=60), st.integers(0, 2))
+def test_hashes_are_of_ngrams_and_of_words(string, before):
+    """Spelt out: of the last 2, 3, 4 bytes; from before the newest word on; from before the one before."""
+    model, raw = tiny(n_grams=3, gram_rows=1000), list(string.encode())
+    seen, word = [NONE] * 10 + raw, [b >= 0x80 or chr(b).isalnum() for b in raw]
+
+    def number(first, last):
+        total = 0
+        for symbol in seen[first + 10 : last + 11]:
+            total = (total * 50261 + symbol + 1) % 2**64
+        return (total * 2654435761 % 2**32) * 1000 >> 32
+
+    expected = []
+    for t in range(len(raw)):
+        begins = [i - 1 for i in range(t + 1) if word[i] and not (i and word[i - 1])]
+        begins = [max(t - 9, begins[-k]) if len(begins) >= k else t - 9 for k in (1, 2)]
+        expected.append([number(first, t) for first in (t - 1, t - 2, t - 3, *begins)])
+    found = model.gram_numbers(torch.tensor([[NONE] * before + seen]), len(raw))
+    assert found[0].tolist() == expected
 
 
 @pytest.mark.parametrize("n_grams", [0, 2])
@@ -320,7 +342,14 @@ def test_flops_count_what_a_profiler_counts(pooling):
 
 
 def test_impossible_configs_are_refused():
-    for knobs in ({"n_embd": 30}, {"n_layer": 0}, {"tokenizer": "gpt2"}, {"n_grams": -1}, {"local_reach": 0}):
+    for knobs in (
+        {"n_embd": 30},
+        {"n_layer": 0},
+        {"tokenizer": "gpt2"},
+        {"n_grams": -1},
+        {"n_words": 1},
+        {"local_reach": 0},
+    ):
         with pytest.raises(ValueError, match=next(iter(knobs))):
             ModelConfig(**({"n_head": 4} | knobs))
 
