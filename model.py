@@ -59,7 +59,7 @@ class ModelConfig:
     n_local_dec: int = 2  # local layers after the trunk
     local_reach: int = 4  # bytes that one local layer sees, itself included
     n_grams: int = 0  # hashed n-grams embedded at each byte: the last 2 bytes, the last 3, ...; 0: none
-    n_words: int = 0  # hashed words embedded as well: from the newest word's start, from the one before, ...; 0: none
+    n_words: int = 0  # hashed words embedded as well: from before the newest, the one before it, ...; 0: none
     gram_rows: int = 32768  # rows of the table that all of them share
     gram_width: int = 32  # columns of it, projected to E
     n_match: int = 0  # n-gram heads: what followed the last 2 bytes (tokens: 1), 3 (2), 4 (3), 6, ... when last seen

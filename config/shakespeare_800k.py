@@ -1,7 +1,7 @@
 """Tiny Shakespeare in 110 seconds on 2 CPU cores, with fewer parameters than nanoGPT's CPU recipe (0.80M).
 
 Pooled at spaces, so that the trunk runs at every fifth byte; local layers nearly as wide as the trunk. A million bytes
-are read six times over: a little dropout and weight decay pay.
+are read four or five times over: a little dropout and weight decay pay.
 """
 
 dataset = "shakespeare"

@@ -1,4 +1,4 @@
-"""10M parameters, pooled at spaces: nanoGPT's laptop size, reading several times more text per second.
+"""10M parameters, pooled at spaces: the size of nanoGPT's Shakespeare model, reading several times more text per second.
 
 The trunk (6 layers, 320 wide) runs once per word-like patch, about every sixth byte; three local layers, 256 wide,
 run at every byte. Six n-gram heads say what followed when the last bytes were last seen. A table of hashed n-grams
@@ -24,6 +24,6 @@ n_match = 6
 canon_reach = 3
 # batch
 batch_bytes = 65536
-micro_batch = 8
+micro_batch = 16
 dropout = 0.1
 eval_interval = 500

@@ -15,3 +15,4 @@ n_local_dec = 3
 gram_rows = 142000
 gram_width = 64
 batch_bytes = 131072
+micro_batch = 8
