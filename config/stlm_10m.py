@@ -1,4 +1,4 @@
-"""10M parameters, pooled at spaces: the size of nanoGPT's Shakespeare model, reading several times more text per second.
+"""10M parameters, pooled at spaces: as many as nanoGPT on Shakespeare has, reading several times more text per second.
 
 The trunk (6 layers, 320 wide) runs once per word-like patch, about every sixth byte; three local layers, 256 wide,
 run at every byte. Six n-gram heads say what followed when the last bytes were last seen. A table of hashed n-grams

@@ -1,6 +1,6 @@
 """What an hour on 2 CPU cores buys: 4M parameters on 78 MB of textbooks.
 
-What textbooks_3m was before its layers became smaller, with words: wider, with a second layer after the trunk, in the hope that
+What textbooks_3m was before its layers became smaller: wider, with a second layer after the trunk, in the hope that
 an hour pays for them; sized so that an hour reads the textbooks about twice.
 """
 

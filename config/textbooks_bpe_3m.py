@@ -17,7 +17,6 @@ block_size = 288
 n_layer = 2
 n_embd = 192
 n_grams = 3
-n_words = 0
 gram_rows = 27000
 n_match = 3
 # a step is 6912 tokens, about 24,000 bytes

@@ -10,6 +10,7 @@ pooling = "none"
 max_patches = 0
 n_layer = 5
 n_embd = 192
+n_words = 2
 gram_rows = 21100
 block_size = 1024
 batch_bytes = 4096
