@@ -204,7 +204,7 @@ def datasets(runs):
     by_val = defaultdict(list)
     for run in runs:
         by_val[run["val"]].append(run)
-    found = [(group[0]["dataset"], val[1], rows(group)) for val, group in by_val.items()]
+    found = [(min((r["dataset"] for r in group), key=len), val[1], rows(group)) for val, group in by_val.items()]
     return sorted(found, key=lambda d: (d[0], d[1]))
 
 
@@ -292,10 +292,10 @@ def draw(runs, folder=Path("results")):
 
 def points(ax, experiments, key, val_bytes):
     """val bpb against parameters or time: the mean of the seeds, lowest to highest; other projects as grey crosses."""
-    place = {"xytext": (7, 4), "textcoords": "offset points", "fontsize": 8}
+    names = []  # [(x, bpb, name, color)]
     for peer in (p for p in peers() if p.get("val_bytes") == val_bytes and p.get(key) and p.get("bpb")):
         ax.plot(peer[key], peer["bpb"], "x", color="grey", ms=8)
-        ax.annotate(peer["name"], (peer[key], peer["bpb"]), color="grey", **place)
+        names.append((peer[key], peer["bpb"], peer["name"], "grey"))
     colors = {"space": "tab:red", "fixed": "tab:orange", "none": "tab:blue", "gpt2": "tab:green"}
     kinds = []
     for config, change, group in experiments:
@@ -306,8 +306,17 @@ def points(ax, experiments, key, val_bytes):
         style = {"fmt": "o", "ms": 4 if change else 7, "alpha": 0.5 if change else 1, "capsize": 3}
         ax.errorbar(x, bpb, around, color=colors.get(kind), label=None if kind in kinds else label, **style)
         kinds.append(kind)
-        ax.annotate(f"{config} {change}"[:40], (x, bpb), **place)
+        gpu = "" if "cpu" in group[0]["device"] else ", GPU"
+        names.append((x, bpb, f"{config}{gpu}{': ' * bool(change)}{change}"[:30], "black"))
     ax.legend(fontsize=8)
+    span, taken = max(n[1] for n in names) - min(n[1] for n in names) or 1, []
+    for x, bpb, name, color in sorted(names, key=lambda n: -n[1]):
+        y = bpb
+        while any(abs(math.log(x / other)) < 1.5 and abs(y - there) < 0.05 * span for other, there in taken):
+            y -= 0.01 * span  # below the name in its way
+        taken.append((x, y))
+        place = {"xytext": (7, 4 + 200 * (y - bpb) / span), "textcoords": "offset points"}
+        ax.annotate(name, (x, bpb), color=color, fontsize=8, **place)
 
 
 def curves(ax, experiments, most=8):
