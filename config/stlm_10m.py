@@ -19,7 +19,7 @@ n_local_embd = 256
 n_local_enc = 1
 n_local_dec = 2
 n_grams = 5
-gram_rows = 32000
+gram_rows = 31500
 n_match = 6
 canon_reach = 3
 # batch
