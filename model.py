@@ -38,7 +38,8 @@ import torch.nn.functional as F
 EOT, PAD, MASK = 0xFF, 0xFE, 0xFD  # bytes that never occur in UTF-8: document border, nothing there, hidden
 NONE = -1  # where the text has not begun
 GPT2_VOCAB = 50257
-HASH, UNHASH = 50261, 7021808312970516733  # their product is 1 (mod 2^64)
+HASH = 50261
+UNHASH = pow(HASH, -1, 2**64)  # HASH * UNHASH is 1 where integers wrap around
 
 
 @dataclass
@@ -422,7 +423,7 @@ class STLM(nn.Module):
             newest = torch.where(word & ~F.pad(word[:, :-1], (1, 0)), place - 1, 0).cummax(dim=1).values
             start = newest
             for _ in range(cfg.n_words):  # the space before the word, so that its letters are known to be all
-                near = torch.maximum(start, place - cfg.hashed + 1)[:, N - T :].clamp(min=0)
+                near = torch.maximum(start, place - cfg.hashed + 1)[:, N - T :]
                 before.append(total.gather(1, near))
                 start = newest.gather(1, start.clamp(min=0))
         gram = (total[:, N - T + 1 :, None] - torch.stack(before, dim=-1)) * power[N - T :, None]
