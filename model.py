@@ -145,9 +145,8 @@ def attend(q, k, v, window):
             return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), is_causal=True).transpose(1, 2)
     if window >= P:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
-    for i in range(
-        0, P, window
-    ):  # a block of queries sees its own block and the one before: memory grows with P, not P^2
+    # a block of queries sees its own block and the one before: memory grows with P, not P^2
+    for i in range(0, P, window):
         start, end = max(0, i - window + 1), min(i + window, P)
         back = torch.arange(i, end, device=q.device)[:, None] - torch.arange(start, end, device=q.device)
         mask = (back >= 0) & (back < window)
@@ -225,7 +224,7 @@ def matches(seen, n, T, window):
     key, seen = 0, seen[:, max(0, seen.size(1) - T - window - n + 1) :]
     N = seen.size(1) - n + 1
     for i in range(n):
-        key = key * 50261 + seen[:, i : i + N]  # may wrap around: a hash
+        key = key * HASH + seen[:, i : i + N]  # may wrap around: a hash
     key, place = key.sort(dim=1, stable=True)  # equal ones stand side by side, in the order of the text
     newest = torch.where(F.pad(key[:, 1:] == key[:, :-1], (1, 0)), place.roll(1, dims=1), -window - 1)
     newest = torch.empty_like(place).scatter(1, place, newest)[:, -T:]
@@ -298,7 +297,7 @@ class LocalLayer(nn.Module):
 
 
 class Cache:
-    """What generation remembers of the bytes so far, for each of B rows. Its size does not grow with the text."""
+    """What generation remembers of the bytes so far, for each of B rows. It stops growing at the context's length."""
 
     n: torch.Tensor  # (B,) patches so far
     patch: torch.Tensor  # (B, 1, E) vector of the newest finished patch
@@ -348,9 +347,8 @@ class STLM(nn.Module):
         self.canon = nn.ModuleList(Canon(*canon) for _ in range(2 * cfg.n_layer if cfg.canon_reach > 1 else 0))
         word = [b >= 0x80 or chr(b).isalnum() for b in range(255)] + [False]
         self.register_buffer("is_space", ~torch.tensor(word), persistent=False)
-        self.register_buffer(
-            "drop", torch.zeros(()), persistent=False
-        )  # a tensor: a schedule may change it without recompiling
+        # a tensor: a schedule may change it without recompiling
+        self.register_buffer("drop", torch.zeros(()), persistent=False)
         self.reset_parameters()
 
     def reset_parameters(self):

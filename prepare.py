@@ -76,14 +76,14 @@ class PrepareConfig:
             raise ValueError(f"val_fraction={self.val_fraction} must be between 0 and 1")
         if not 257 <= self.gpt2_vocab <= GPT2_VOCAB:
             raise ValueError(f"gpt2_vocab={self.gpt2_vocab} must be between 257 and {GPT2_VOCAB}")
-
-    def encoding(self):
-        """tiktoken's encoding, or None for bytes."""
-        return gpt2(self.gpt2_vocab) if self.tokenizer == "gpt2" else None
         if self.max_bytes < 0:
             raise ValueError(f"max_bytes={self.max_bytes} must not be negative")
         if self.name and not re.fullmatch(r"\w[\w.+-]*", self.name):
             raise ValueError(f"name={self.name!r} must be a plain folder name")
+
+    def encoding(self):
+        """tiktoken's encoding, or None for bytes."""
+        return gpt2(self.gpt2_vocab) if self.tokenizer == "gpt2" else None
 
 
 # --- sources: a document is a function that yields its text in pieces of whole UTF-8 characters -------------------
@@ -344,7 +344,7 @@ def main(argv=None):
     cfg, words = parse(PrepareConfig, sys.argv[1:] if argv is None else argv, f"{__doc__}\npresets{listing}")
     words = words or ["stdlib"]
     stem = Path(words[0] if "//" in words[0] else words[0].partition(":")[0]).stem
-    name = cfg.name or (re.sub(r"[^\w.+-]", "", stem) or "text") + "-gpt2" * (cfg.tokenizer == "gpt2")
+    name = cfg.name or (re.sub(r"^\W+|[^\w.+-]", "", stem) or "text") + "-gpt2" * (cfg.tokenizer == "gpt2")
     name += f"-{cfg.gpt2_vocab}" * (not cfg.name and cfg.gpt2_vocab != GPT2_VOCAB)
     out = Path(cfg.data_dir) / name
     if (out / "meta.json").is_file() and not cfg.overwrite:
@@ -396,8 +396,9 @@ def main(argv=None):
     finally:
         signal.signal(signal.SIGTERM, terminated)
         sweep()
-    config = " config/bpe_50m.py" * (cfg.tokenizer == "gpt2")
-    print(f"next: python train.py{config} --dataset={name}" + f" --data_dir={cfg.data_dir}" * (cfg.data_dir != "data"))
+    said = " config/bpe_50m.py" * (cfg.tokenizer == "gpt2") + f" --dataset={name}"
+    said += f" --gpt2_vocab={cfg.gpt2_vocab}" * (cfg.gpt2_vocab != GPT2_VOCAB)
+    print(f"next: python train.py{said}" + f" --data_dir={cfg.data_dir}" * (cfg.data_dir != "data"))
 
 
 def write(work, name, words, sources, val_sources, cfg, cap, total):

@@ -68,7 +68,7 @@ class Config(ModelConfig):
     compile: Literal["auto", "on", "off"] = "auto"  # torch.compile; auto: on cuda, if it works
     # watching
     eval_interval: int = 250  # steps between evaluations; 0: only at the end
-    eval_bytes: int = 200_000  # val bytes of an evaluation, evenly spread; the whole file is scored at the end
+    eval_bytes: int = 200_000  # val bytes (gpt2: tokens) of an evaluation, evenly spread; at the end all are scored
     log_interval: int = 10  # steps between log lines
     # filled in by the loader: the name and the docstring of the config file
     config: str = ""

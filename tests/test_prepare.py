@@ -216,6 +216,25 @@ def test_gpt2_tokens_decode_to_the_text(vocab, tmp_path):
         Data(Config(**knobs, gpt2_vocab=500), "val")
 
 
+@pytest.mark.parametrize(
+    "bad", ["--name=../elsewhere", "--name=.", "--max_bytes=-1", "--val_fraction=1", "--gpt2_vocab=256", "--nam=a"]
+)
+def test_impossible_knobs_are_refused_by_name(tmp_path, monkeypatch, bad):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").write_text("text " * 100)
+    with pytest.raises(ValueError, match=bad[2:].partition("=")[0]):
+        prepare.main(["a.txt", bad])
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_the_folder_above_as_a_source(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "a.txt").write_text("text " * 100)
+    monkeypatch.chdir(tmp_path / "here")
+    prepare.main([".."])
+    assert (tmp_path / "here/data/text/meta.json").is_file()
+
+
 def test_the_default_needs_neither_network_nor_datasets(tmp_path):
     code = "import sys, prepare; prepare.main([]); sys.exit('datasets' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)})
