@@ -1,4 +1,4 @@
-"""50M parameters, no pooling: what stlm_50m has to beat, with every other improvement."""
+"""50M parameters, no pooling: what stlm_50m has to beat, with the other improvements but the n-gram table."""
 
 from config.stlm_50m import *
 
