@@ -276,18 +276,21 @@ def draw(runs, folder=Path("results")):
             else:
                 points(ax, experiments, "parameters" if picture == "bpb_parameters" else "seconds", size)
                 ax.set_xscale("log")
-                ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
                 ax.xaxis.set_major_formatter(EngFormatter(sep=""))
                 ax.xaxis.set_minor_formatter("")
                 ax.margins(y=0.15)
                 low, high = ax.dataLim.intervalx
                 wide = max(10, high / low)  # (times that differ by a second only should look it)
+                ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if wide < 100 else (1, 3)))
                 ax.set_xlim(low / wide**0.2, high * wide**0.6)  # names stand to the right of their points
         folder.mkdir(parents=True, exist_ok=True)
         written.append(folder / f"{picture}.png")
         figure.savefig(written[-1], dpi=100)
         plt.close(figure)
     return written
+
+
+UNNAMED = ("max_steps=", "max_seconds=", "micro_batch=", "(its file is gone)")  # where a picture has no room for all
 
 
 def points(ax, experiments, key, val_bytes):
@@ -307,13 +310,18 @@ def points(ax, experiments, key, val_bytes):
         ax.errorbar(x, bpb, around, color=colors.get(kind), label=None if kind in kinds else label, **style)
         kinds.append(kind)
         gpu = "" if "cpu" in group[0]["device"] else ", GPU"
-        names.append((x, bpb, f"{config}{gpu}{': ' * bool(change)}{change}"[:30], "black"))
+        knobs = [k for k in change.split(", ") if k and not k.startswith(UNNAMED)]
+        said = f": {knobs[0]}" + " …" * (len(knobs) > 1) if knobs else ""
+        names.append((x, bpb, f"{config}{gpu}{said}", "black"))
     ax.legend(fontsize=8)
     span, taken = max(n[1] for n in names) - min(n[1] for n in names) or 1, []
     for x, bpb, name, color in sorted(names, key=lambda n: -n[1]):
         y = bpb
-        while any(abs(math.log(x / other)) < 1.5 and abs(y - there) < 0.05 * span for other, there in taken):
-            y -= 0.01 * span  # below the name in its way
+        while any(abs(math.log(x / other)) < 1.5 and abs(y - there) < 0.05 * span for other, there in taken) or any(
+            0.1 < math.log(other / x) < 1.5 and abs(y + 0.035 * span - there) < 0.05 * span
+            for other, there, *_ in names
+        ):
+            y -= 0.01 * span  # below the name or the point in its way
         taken.append((x, y))
         place = {"xytext": (7, 4 + 200 * (y - bpb) / span), "textcoords": "offset points"}
         ax.annotate(name, (x, bpb), color=color, fontsize=8, **place)
