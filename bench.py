@@ -210,7 +210,10 @@ def speed(cfg, paths):
     if cfg.json:
         print(json.dumps({"text": source, **versions, "arms": arms}, indent=1))
         return
-    plus = lambda v, form: form.format(v["mean"]) + (f" ± {form.format(v['std'])}" if v["std"] is not None else "")  # noqa: E731
+
+    def plus(v, form):
+        return form.format(v["mean"]) + (f" ± {form.format(v['std'])}" if v["std"] is not None else "")
+
     show = {"parameters": "{:,}", "tables": "{:,}", "batch": "{}", "training": "{}", "flops_per_byte": "{:,.0f}"}
     lines = [["", *(a["config"] for a in arms)]]
     lines += [[key.replace("_", " "), *(form.format(a[key]) for a in arms)] for key, form in show.items()]
