@@ -1,11 +1,10 @@
-"""What is a model worth, and what has been tried?
+"""What is a model worth?
 
     python bench.py speed                                # 10M, pooled beside plain (on CUDA: 50M, beside BPE as well)
     python bench.py speed config/demo.py config/stlm_10m.py --rounds=5
     python bench.py eval --out_dir=out/demo              # val and five benchmarks, from the Hub
     python bench.py eval --data=DIR --tasks=val,blimp --limit=2000         # DIR/blimp.jsonl and the like
     python bench.py eval --text=novel.txt                # bits per byte of any text
-    python bench.py report                               # every run in out/ and results/ -> EXPERIMENTS.md and pictures
 
 speed: training (forward, backward, optimizer step, at the config's own batch) and generation, of untrained models fed
     with real text; every config in a process of its own, configs taking turns, warm-up left out.
@@ -15,8 +14,6 @@ eval: scores the run's final weights into out_dir/eval.json. Follows lm-evaluati
     (The harness puts a space before BLiMP's sentences and names MMLU's subject.)
     A line of DIR/TASK.jsonl: {"context": str, "choices": [str, ...], "answer": int} or {"context_options": [str, ...],
     "continuation": str, "answer": int}, with "group" if you like.
-report: writes between the markers in EXPERIMENTS.md; what stands outside them stays. On a terminal it also says what is
-    running now.
 """
 
 import json
@@ -33,6 +30,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Literal
 
 import numpy as np
@@ -40,13 +38,11 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-import train
-from config import build, load_file, parse
-from model import PAD, STLM, sample
-from report import read_json, report
-from sample import newest_run
-
-ROOT = Path(__file__).resolve().parent
+from common import Machine, commit, keep_freed_memory, load_model, newest_run, pick_device, pick_dtype, write_json
+from config import ROOT, Config, build, load_file, parse
+from data import Data, bits_per_byte, continuation_start, encode, newest_dataset, read_utf8, symbols_at_once
+from model import PAD, STLM, rows_of, sample
+from optim import make_optimizers, prepare_for_training, train_step
 
 
 @dataclass
@@ -81,157 +77,147 @@ class BenchConfig:
 LENGTHS, TOGETHER = (512, 1024, 2048, 4096), 16  # bytes of text so far; texts generated at once
 
 
-def some_text(cfg, configs):
-    """Real text to read, the same for all: the file in cfg.text, or a dataset's val, or the standard library."""
-    vals = [Path(c.data_dir) / c.dataset / "val.bin" for c in configs if c.tokenizer == "bytes"]
-    path = Path(cfg.text) if cfg.text else next((p for p in vals if p.is_file()), None)
-    if path:
-        text, name = path.read_bytes()[: 1 << 20].replace(b"\xff", b"\n\n"), str(path)
-    else:
-        files = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
-        text, name = b"".join(p.read_bytes() for p in files)[: 1 << 20], "the standard library"
+def some_text(path, config):
+    """1 MB of real text and its name: a file, or val of the newest dataset, or the standard library."""
+    dataset = newest_dataset(config)
+    path = path or (Path(config.data_dir) / dataset / "val.bin" if dataset else "")
+    paths = [Path(path)] if path else sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
+    text = b"".join(p.read_bytes() for p in paths)[: 1 << 20].replace(b"\xff", b"\n\n")
     if len(text) < 20_000:
-        raise ValueError(f"{name} has {len(text)} bytes; speed needs at least 20000 of real text")
-    return text, name
+        raise ValueError(f"{path} has {len(text)} bytes; speed needs at least 20000 of real text")
+    return text, str(path or "the standard library")
 
 
 def measure_speed(config, cfg, text):
     """One round of one config, in a process of its own: {name of the figure: value}."""
-    device = train.pick_device(cfg.device)[0]
-    dtype = train.pick_dtype(cfg.dtype, device)[0]
-    wait = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}
-    synchronize = wait.get(device.type, lambda: None)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    train.keep_freed_memory()
+    machine = Machine(cfg.device, cfg.dtype)
     torch.manual_seed(cfg.seed)
-    raw_model = STLM(config).to(device)
-    raw_model.may_drop = config.dropout > 0
-    raw_model.drop.fill_(config.dropout)
-    symbols = torch.tensor(raw_model.encode(text), device=device)
-    per_symbol, T = len(text) / len(symbols), config.block_size
-    found = {"flops_per_byte": raw_model.flops_per_symbol() / per_symbol}
-
-    # training, as train.py does it
-    rows = config.batch_bytes // T
-    micro = min(config.micro_batch or rows, rows)
-    start = torch.randint(len(symbols) - T, (rows,), generator=torch.Generator().manual_seed(cfg.seed))
-    batch = torch.stack([symbols[i : i + T + 1] for i in start.tolist()])
-    autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
-    optimizers = train.make_optimizers(raw_model, config, train.pick_dtype("auto", device)[0])
-    model = raw_model
-    if cfg.compile == "on" or (cfg.compile == "auto" and device.type == "cuda"):
-        model = train.compile_or_not(raw_model, autocast, micro, T, device)
-    train.train_step(model, optimizers, batch[:micro], micro, autocast, config.grad_clip)  # warm-up
-    synchronize()
-    steps, tick = 0, time.perf_counter()
-    while steps == 0 or time.perf_counter() - tick < cfg.seconds:
-        train.train_step(model, optimizers, batch, micro, autocast, config.grad_clip)
-        synchronize()
-        steps += 1
-    found["training"] = str(dtype)[6:] + (", compiled" if model is not raw_model else ", eager")
-    found["train_bytes_per_second"] = steps * rows * T * per_symbol / (time.perf_counter() - tick)
-    peak = train.peak_flops(device) if dtype == torch.bfloat16 else None
+    model = STLM(config).to(machine.device)
+    symbols = torch.tensor(encode(config, text), device=machine.device)
+    per_symbol = len(text) / len(symbols)
+    found = {"flops_per_byte": model.flops_per_symbol() / per_symbol}
+    found |= training_speed(model, config, cfg, symbols, per_symbol, machine)
+    peak = machine.peak_flops() if machine.dtype == torch.bfloat16 else None
     found["mfu"] = found["flops_per_byte"] * found["train_bytes_per_second"] / peak if peak else None
-    if device.type == "cuda":
+    found |= generation_speed(model.eval(), symbols, per_symbol, machine)
+    return found | {"device": f"{machine.name}, {torch.get_num_threads()} threads"}
+
+
+def training_speed(model, config, cfg, symbols, per_symbol, machine):
+    """Steps as train.py does them, on one batch."""
+    T, rows = config.block_size, config.batch_bytes // config.block_size
+    micro_batch = min(config.micro_batch or rows, rows)
+    starts = torch.randint(len(symbols) - T, (rows,), generator=torch.Generator().manual_seed(cfg.seed))
+    batch = torch.stack([symbols[i : i + T + 1] for i in starts.tolist()])
+    model.may_drop = config.dropout > 0
+    model.drop.fill_(config.dropout)
+    optimizers = make_optimizers(model, config, machine.muon_dtype)
+    trained = prepare_for_training(model, machine, cfg.compile, micro_batch, T)
+    train_step(trained, optimizers, batch[:micro_batch], micro_batch, machine.autocast, config.grad_clip)  # warm-up
+    machine.synchronize()
+    steps, start = 0, time.perf_counter()
+    while steps == 0 or time.perf_counter() - start < cfg.seconds:
+        train_step(trained, optimizers, batch, micro_batch, machine.autocast, config.grad_clip)
+        machine.synchronize()
+        steps += 1
+    found = {"training": str(machine.dtype)[6:] + (", eager" if trained is model else ", compiled")}
+    found["train_bytes_per_second"] = steps * rows * T * per_symbol / (time.perf_counter() - start)
+    if machine.device.type == "cuda":
         found["peak_memory_bytes"] = torch.cuda.max_memory_allocated()
     elif sys.platform == "linux":  # on a CPU: of the whole process
         status = Path("/proc/self/status").read_text(encoding="utf-8")
         found["peak_memory_bytes"] = int(re.search(r"VmHWM:\s+(\d+)", status)[1]) * 1024
+    return found
 
-    # generation: the text is fed, so that patches are those of real text; a choice is drawn as `generate` does
-    raw_model.eval()
-    del optimizers, model
-    at = [round(n / per_symbol) for n in LENGTHS]
-    n = round(128 / per_symbol)
-    start = torch.linspace(0, len(symbols) - at[0] - n - 1, TOGETHER).long().tolist()
+
+@torch.inference_mode()
+def generation_speed(model, symbols, per_symbol, machine):
+    """The text is fed, so that patches are those of real text; a choice is drawn as `generate` does."""
+    found, at, n = {}, [round(length / per_symbol) for length in LENGTHS], round(128 / per_symbol)
+    starts = torch.linspace(0, len(symbols) - at[0] - n - 1, TOGETHER).long().tolist()
     for texts in (1, TOGETHER):
-        rows = torch.stack([symbols[i : i + at[0] + n] for i in start[:texts]])
-        raw_model.step(rows[:, at[0] :], raw_model.prefill(rows[:, : at[0]])[1])  # warm-up
-        synchronize()
-        tick = time.perf_counter()
-        logits, cache = raw_model.prefill(rows[:, : at[0]])
-        sample(logits[0].cpu(), 1.0, 0, 1.0, None)
+        rows = torch.stack([symbols[i : i + at[0] + n] for i in starts[:texts]])
+        model.read(rows[:, at[0] :], model.read(rows[:, : at[0]], model.start(texts))[1])  # warm-up
+        machine.synchronize()
+        start = time.perf_counter()
+        x, state = model.read(rows[:, : at[0]], model.start(texts), last=True)
+        sample(model.head(x[:, -1]).cpu())
         if texts == 1:
-            found["first_byte_seconds"] = time.perf_counter() - tick
+            found["first_byte_seconds"] = time.perf_counter() - start
         for i, length in enumerate(at if texts == 1 else at[:1]):
             if i:  # read on to the next length
-                raw_model.step(symbols[None, at[i - 1] + n : length], cache)
+                state = model.read(symbols[None, at[i - 1] + n : length], state)[1]
                 rows = symbols[None, : length + n]
-            synchronize()
-            tick = time.perf_counter()
-            for t in range(n):
-                for row in raw_model.step(rows[:, length + t, None], cache)[:, -1].cpu():
-                    sample(row, 1.0, 0, 1.0, None)
-            speed = texts * n * per_symbol / (time.perf_counter() - tick)
+            machine.synchronize()
+            start = time.perf_counter()
+            for t in range(length, length + n):
+                x, state = model.read(rows[:, t, None], state)
+                sample(model.head(x[:, -1]).cpu())
+            speed = texts * n * per_symbol / (time.perf_counter() - start)
             found[f"generate_at_{LENGTHS[i]}" if texts == 1 else f"generate_{TOGETHER}_texts"] = speed
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} {device.type}"
-    return found | {"device": f"{name}, {torch.get_num_threads()} threads"}
+    return found
 
 
 def speed(cfg, paths):
+    """Measure configs in turns, a process for each measurement, and print how they compare."""
     if not paths:
-        cuda = train.pick_device(cfg.device)[0].type == "cuda"
+        cuda = pick_device(cfg.device)[0].type == "cuda"
         names = ("stlm_50m", "plain_50m", "bpe_50m") if cuda else ("stlm_10m", "plain_10m")
         paths = [str(ROOT / "config" / f"{name}.py") for name in names]
-    configs = [build(train.Config, load_file(train.Config, p)[0], p) for p in paths]
-    text, source = some_text(cfg, configs)
-    arms = []
-    for path, config in zip(paths, configs, strict=True):
-        if config.batch_bytes < config.block_size:
-            raise ValueError(f"{path}: batch_bytes={config.batch_bytes} is below block_size={config.block_size}")
-        with torch.device("meta"):
-            parameters = STLM(config).parameter_table()
-        arms.append({"config": Path(path).stem, "parameters": parameters["total"], "rounds": []})
-        arms[-1]["tables"] = parameters["n-gram tables"]
-        arms[-1]["batch"] = f"{config.batch_bytes // config.block_size} x {config.block_size}"
-    spawn = multiprocessing.get_context("spawn")
+    configs = [build(Config, load_file(Config, p)[0], p) for p in paths]
+    text, source = some_text(cfg.text, Config(max_steps=1))
+    arms = [describe_arm(*both) for both in zip(paths, configs, strict=True)]
     with tqdm(total=cfg.rounds * len(arms), desc="measuring", unit="run", disable=None) as bar:
-        for r in range(cfg.rounds):
-            for i in [(r + i) % len(arms) for i in range(len(arms))]:  # another arm goes first in every round
-                bar.set_postfix_str(arms[i]["config"])
-                with ProcessPoolExecutor(1, mp_context=spawn) as process:
-                    try:
-                        arms[i]["rounds"].append(process.submit(measure_speed, configs[i], cfg, text).result())
-                    except (BrokenProcessPool, torch.OutOfMemoryError):
-                        reason = "its process died; if for want of memory, give its micro_batch a lower value"
-                        raise ValueError(f"{paths[i]}: {reason}") from None
-                bar.update()
+        for i in [(r + i) % len(arms) for r in range(cfg.rounds) for i in range(len(arms))]:  # taking turns
+            bar.set_postfix_str(arms[i]["config"])
+            with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+                try:
+                    arms[i]["rounds"].append(process.submit(measure_speed, configs[i], cfg, text).result())
+                except (BrokenProcessPool, torch.OutOfMemoryError):
+                    reason = "its process died; if for want of memory, give its micro_batch a lower value"
+                    raise ValueError(f"{paths[i]}: {reason}") from None
+            bar.update()
     for arm in arms:
-        arm |= {key: arm["rounds"][0][key] for key in ("device", "training", "flops_per_byte")}
-        for key in arm["rounds"][0]:
-            values = [a[key] for a in arm["rounds"]]
-            if key not in arm and values[0] is not None:
-                spread = statistics.stdev(values) if len(values) > 1 else None
-                ratios = [v / a[key] for v, a in zip(values, arms[0]["rounds"], strict=True)]
-                ratio = {"mean": statistics.fmean(ratios), "min": min(ratios), "max": max(ratios)}
-                arm[key] = {"mean": statistics.fmean(values), "std": spread, "ratio": ratio}
-    versions = {"torch": torch.__version__, "python": platform.python_version(), "commit": train.commit()}
+        summarize_rounds(arm, arms[0]["rounds"])
+    versions = {"torch": torch.__version__, "python": platform.python_version(), "commit": commit()}
     if cfg.json:
         print(json.dumps({"text": source, **versions, "arms": arms}, indent=1))
         return
-
-    def plus(v, form):
-        return form.format(v["mean"]) + (f" ± {form.format(v['std'])}" if v["std"] is not None else "")
-
-    show = {"parameters": "{:,}", "tables": "{:,}", "batch": "{}", "training": "{}", "flops_per_byte": "{:,.0f}"}
-    lines = [["", *(a["config"] for a in arms)]]
-    lines += [[key.replace("_", " "), *(form.format(a[key]) for a in arms)] for key, form in show.items()]
-    forms = {"first_byte_seconds": ("seconds to first byte", 1, "{:.3f}"), "mfu": ("MFU", 100, "{:.1f}%")}
-    forms |= {"peak_memory_bytes": ("peak memory, GB", 1e-9, "{:.2f}")}
-    for key in arms[0]["rounds"][0]:
-        if key not in arms[0] or not isinstance(arms[0][key], dict):
-            lines += [["MFU", *["n/a"] * len(arms)]] if key == "mfu" else []
-            continue
-        label, unit, form = forms.get(key, (key.replace("_", " ").replace(" per second", "/s"), 1, "{:,.0f}"))
-        label = label.replace("generate", "generate bytes/s,")
-        scaled = [a[key] | {"mean": a[key]["mean"] * unit, "std": a[key]["std"] and a[key]["std"] * unit} for a in arms]
-        lines.append([label, *(plus(v, form) for v in scaled)])
-        ratios = [v["ratio"] for v in scaled]
-        lines.append(["  ratio", *(f"{r['mean']:.2f} ({r['min']:.2f} to {r['max']:.2f})" for r in ratios)])
-    print_table(lines)
+    print_speed(arms)
     print(f"generation in float32; {arms[0]['device']}, torch {versions['torch']}, commit {versions['commit']}")
-    print(f"text: {source}; {cfg.rounds} rounds: mean ± standard deviation, ratio to the first (lowest to highest)")
+    print(f"text: {source}; {cfg.rounds} rounds: mean ± standard deviation (ratio to the first)")
+
+
+def describe_arm(path, config):
+    """What is known of a config before it is measured."""
+    if config.batch_bytes < config.block_size:
+        raise ValueError(f"{path}: batch_bytes={config.batch_bytes} is below block_size={config.block_size}")
+    with torch.device("meta"):
+        parameters = STLM(config).parameter_table()
+    arm = {"config": Path(path).stem, "parameters": parameters["total"], "tables": parameters["n-gram tables"]}
+    return arm | {"batch": f"{config.batch_bytes // config.block_size} x {config.block_size}", "rounds": []}
+
+
+def summarize_rounds(arm, first):
+    """Add mean, spread and ratio to the first arm's rounds of every figure that was measured."""
+    arm |= {key: arm["rounds"][0][key] for key in ("device", "training", "flops_per_byte")}
+    for key in arm["rounds"][0]:
+        values = [a[key] for a in arm["rounds"]]
+        if key not in arm and values[0] is not None:
+            ratios = [v / a[key] for v, a in zip(values, first, strict=True)]
+            ratio = {"mean": statistics.fmean(ratios), "min": min(ratios), "max": max(ratios)}
+            arm[key] = {"mean": statistics.fmean(values), "std": statistics.pstdev(values), "ratio": ratio}
+
+
+def print_speed(arms):
+    """What is known of each arm, then a line for each figure: mean ± standard deviation (ratio to the first arm)."""
+    lines = [[key, *(str(a[key]) for a in arms)] for key in ("config", "parameters", "tables", "batch", "training")]
+    lines.append(["FLOPs per byte", *(f"{a['flops_per_byte']:,.0f}" for a in arms)])
+    for key in (k for k in arms[0]["rounds"][0] if isinstance(arms[0].get(k), dict)):
+        digits = 3 if key in ("first_byte_seconds", "mfu") else 0
+        cells = [(a[key]["mean"], a[key]["std"], a[key]["ratio"]["mean"]) for a in arms]
+        lines.append([key.replace("_", " "), *(f"{m:,.{digits}f} ± {s:,.{digits}f} ({r:.2f})" for m, s, r in cells)])
+    print_table(lines)
 
 
 def print_table(lines):
@@ -241,22 +227,6 @@ def print_table(lines):
 
 
 # --- eval: benchmark items -------------------------------------------------------------------------------------------
-
-# BLiMP's 67 paradigms by phenomenon (arXiv 1912.00582, table 4)
-PHENOMENA = {
-    "anaphor agreement": "anaphor_",
-    "argument structure": "animate_|causative|drop_argument|inchoative|intransitive|passive_|transitive",
-    "binding": "principle_A_",
-    "control/raising": "existential_there_(ob|sub)ject_raising|expletive_it_object_raising|tough_vs_raising_",
-    "determiner-noun agreement": "determiner_noun_agreement_",
-    "ellipsis": "ellipsis_n_bar_",
-    "filler-gap": "wh_questions_|wh_vs_that_",
-    "irregular forms": "irregular_past_participle_",
-    "island effects": "adjunct_island|complex_NP_island|coordinate_|left_branch_|sentential_subject_island|wh_island",
-    "NPI licensing": "matrix_question_npi_|npi_present_|only_npi_|sentential_negation_npi_",
-    "quantifiers": "existential_there_quantifiers_|superlative_quantifiers_",
-    "subject-verb agreement": "distractor_agreement_|(ir)?regular_plural_subject_verb_agreement_",
-}
 
 
 def hub_items(task):
@@ -328,52 +298,51 @@ def pairs(item):
 
 
 @torch.no_grad()
-def score(model, items, progress=lambda n: None, share=True, at_once=0):
+def score(model, items, on_batch=lambda n: None, at_once=0):
     """log p(continuation | EOT, context): items, lists of (context, continuation) in bytes -> lists of (nats, greedy).
 
     greedy: whether every symbol of the continuation is the model's first choice. Exact, and the same whatever shares a
-    batch: items are batched by length; the beginning that an item's choices have in common is read once (`share`), then
-    the choices go on from its cache, padded where no real symbol can see it.
+    batch: items are batched by length; the beginning that an item's choices have in common is read once, then the
+    choices go on from there, padded where no real symbol can see it. `on_batch` gets the number of choices scored.
     """
-    device, results, work = model.embed.weight.device, [None] * len(items), []
+    results, work, at_once = [None] * len(items), [], at_once or symbols_at_once(model)
     for number, item in enumerate(items):
-        rows = [[model.eot, *model.encode(context + continuation)] for context, continuation in item]
-        # a BPE token across the border belongs to the continuation
-        starts = [min(1 + len(model.encode(c)), len(row) - 1) for (c, _), row in zip(item, rows, strict=True)]
+        texts = [encode(model.cfg, context + continuation) for context, continuation in item]
+        starts = [1 + continuation_start(model.cfg, c, text) for (c, _), text in zip(item, texts, strict=True)]
+        rows = [[model.eot, *text] for text in texts]
         alike = next((i for i, s in enumerate(zip(*rows, strict=False)) if len(set(s)) > 1), min(map(len, rows)))
-        common = min(alike, *starts) if share else 1
-        work.append((common, max(map(len, rows)) - common, number, rows, starts))
-    work.sort(key=lambda w: (w[0] // 16, w[1]))
-    at_once = at_once or train.symbols_at_once(model)
+        work.append((min(alike, *starts), number, rows, starts))
+    work.sort(key=lambda w: (w[0] // 16, max(map(len, w[2]))), reverse=True)
     while work:
-        batch, common, tail, n = [], work[0][0], 0, 0
-        for w in work:  # as many as fit, at least one
-            shortest = min(common, w[0])
-            longest, rows = max(tail + common, w[0] + w[1]) - shortest, n + len(w[3])
-            if batch and (len(batch) + 1) * shortest + rows * longest > at_once:
-                break
-            batch, common, tail, n = [*batch, w], shortest, longest, rows
-        work = work[len(batch) :]
-        prefix = torch.tensor([w[3][0][:common] for w in batch], device=device)
-        rows, starts = [row for w in batch for row in w[3]], [start for w in batch for start in w[4]]
-        y = torch.full((n, max(len(row) for row in rows) - common), PAD)
-        mask = torch.zeros(y.shape, dtype=torch.bool)
-        for i, (row, start) in enumerate(zip(rows, starts, strict=True)):
-            y[i, : len(row) - common] = torch.tensor(row[common:])
-            mask[i, start - common : len(row) - common] = True
-        y, times = y.to(device), torch.tensor([len(w[3]) for w in batch], device=device)
-        logits, cache = model.prefill(prefix)
-        logits = logits.repeat_interleave(times, dim=0)[:, None]  # (n, 1, V): before the first of y
-        if y.size(1) > 1:
-            logits = torch.cat((logits, model.step(y[:, :-1], cache.repeat(times))), dim=1)
-        logits = logits[:, : y.size(1)]  # (where all rows are the common beginning, nothing is left to score)
-        logp = -F.cross_entropy(logits.transpose(1, 2), y, reduction="none").cpu().double()
-        greedy = ((logits.argmax(dim=2) == y).cpu() | ~mask).all(dim=1).tolist()
-        scores = iter(zip((logp * mask).sum(dim=1).tolist(), greedy, strict=True))
-        for _, _, number, rows, _ in batch:
-            results[number] = [next(scores) for _ in rows]
-            progress(len(rows))
+        batch, symbols = [], 0
+        while work and (not batch or symbols + sum(map(len, work[-1][2])) <= at_once):
+            batch.append(work.pop())
+            symbols += sum(map(len, batch[-1][2]))
+        for (_, number, rows, _), scores in zip(batch, score_batch(model, batch), strict=True):
+            results[number] = scores
+            on_batch(len(rows))
     return results
+
+
+def score_batch(model, batch):
+    """Of each item of a batch, (common, number, rows, starts), the (nats, greedy) of each row from its start on."""
+    device, common = model.embed.weight.device, min(w[0] for w in batch)
+    rows, starts = [row for w in batch for row in w[2]], [start for w in batch for start in w[3]]
+    y = torch.full((len(rows), max(len(row) for row in rows) - common), PAD)
+    mask = torch.zeros(y.shape, dtype=torch.bool)
+    for i, (row, start) in enumerate(zip(rows, starts, strict=True)):
+        y[i, : len(row) - common] = torch.tensor(row[common:])
+        mask[i, start - common : len(row) - common] = True
+    y, item_of = y.to(device), torch.tensor([i for i, w in enumerate(batch) for _ in w[2]], device=device)
+    x, state = model.read(torch.tensor([w[2][0][:common] for w in batch], device=device), model.start(len(batch)))
+    x = x[item_of, -1:]  # (rows, 1, E): what predicts the first of y
+    if y.size(1) > 1:
+        x = torch.cat((x, model.read(y[:, :-1], rows_of(state, item_of))[0]), dim=1)
+    logits = model.head(x)[:, : y.size(1)]  # (where all rows are the common beginning, nothing is left to score)
+    logp = -F.cross_entropy(logits.transpose(1, 2), y, reduction="none").cpu().double()
+    greedy = ((logits.argmax(dim=2) == y).cpu() | ~mask).all(dim=1).tolist()
+    scores = iter(zip((logp * mask).sum(dim=1).tolist(), greedy, strict=True))
+    return [[next(scores) for _ in w[2]] for w in batch]
 
 
 def grade(item, logp):
@@ -400,12 +369,6 @@ def summary(items, grades):
             groups[item["group"]].append(g["acc"])
     if groups:
         found["groups"] = {k: {"n": len(v), "acc": statistics.fmean(v)} for k, v in sorted(groups.items())}
-        by = {}
-        for name, pattern in PHENOMENA.items():
-            if values := [a for k, v in groups.items() if re.match(pattern, k) for a in v]:
-                by[name] = {"n": len(values), "acc": statistics.fmean(values)}
-        if sum(v["n"] for v in by.values()) == len(items):
-            found["phenomena"] = by
     return found
 
 
@@ -426,11 +389,11 @@ def benchmark(model, task, items, cfg):
 
 
 def evaluate(cfg):
+    """Score a run's weights on its val and on benchmarks; write eval.json and print it."""
     out = Path(cfg.out_dir) if cfg.out_dir else newest_run()
-    path, device = out / f"{cfg.weights}.pt", train.pick_device(cfg.device)[0]
-    model, checkpoint = train.load_model(path, device)
-    train.keep_freed_memory()
-    run = build(train.Config, checkpoint["config"] | ({"data_dir": cfg.data_dir} if cfg.data_dir else {}), path)
+    path, device = out / f"{cfg.weights}.pt", pick_device(cfg.device)[0]
+    model, checkpoint = load_model(path, device)
+    keep_freed_memory()
     there = tuple(sorted(p.stem for p in Path(cfg.data).glob("*.jsonl"))) if cfg.data else HUB_TASKS
     named = [t for t in cfg.tasks.split(",") if t]
     if unknown := [t for t in named if t not in ("val", *there)]:
@@ -438,106 +401,101 @@ def evaluate(cfg):
     if cfg.data and not there:
         raise ValueError(f"no *.jsonl in {cfg.data}")
     tasks = named or ([] if cfg.text else ["val", *there])
-    result = {"weights": path.name, "tasks": {}} | {key: checkpoint[key] for key in ("step", "elapsed", "commit")}
-    if (out / "eval.json").is_file():  # other figures of the same weights stay
-        old = read_json(out / "eval.json")
-        if isinstance(old.get("tasks"), dict) and all(old.get(k) == v for k, v in result.items() if k != "tasks"):
-            result = old
-    say = lambda text: print(text, file=sys.stderr)  # noqa: E731
-    say(f"{path}: step {checkpoint['step']}, {checkpoint['parameters']['total']:,} parameters, {device}")
-    dtype = train.pick_dtype("float32" if cfg.dtype == "auto" else cfg.dtype, device)[0]
+    result = {"weights": path.name} | {key: checkpoint[key] for key in ("step", "elapsed", "commit")}
+    old = json.loads((out / "eval.json").read_text(encoding="utf-8")) if (out / "eval.json").is_file() else {}
+    result = {"tasks": {}} | (old if result.items() <= old.items() else result)  # other figures of these weights stay
+    print(
+        f"{path}: step {checkpoint['step']}, {checkpoint['parameters']['total']:,} parameters, {device}",
+        file=sys.stderr,
+    )
+    dtype = pick_dtype("float32" if cfg.dtype == "auto" else cfg.dtype, device)[0]
     how = {"device": str(device), "dtype": str(dtype)[6:], "torch": torch.__version__}
-    T, lines = run.block_size, [["", "items", "acc", "acc_norm", "acc_bytes", "chance"]]
-    stride = min(cfg.stride or max(1, T // 2), T)
-
-    def bits(name, data, where):
-        """Two figures of a text: windows side by side, as in training, and overlapping ones."""
-        found = {"context": T, "stride": stride, **how}
-        with tqdm(total=2 * len(data.symbols), desc=name, unit=" symbols", unit_scale=True, disable=None) as bar:
-            for key, step in (("bpb", 0), ("bpb_stride", stride)):
-                got = train.evaluate(model, data, T, stride=step, progress=bar.update)
-                found |= {key: got["bpb"], "bytes": got["bytes"]}
-        where[name] = found
-        return (
-            f"{name}: {found['bpb']:.4f} bpb in windows of {T}, {found['bpb_stride']:.4f} with a stride of {stride}; "
-            f"{found['bytes']:,} bytes"
-        )
-
-    notes = []
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
         if cfg.text:
-            notes.append(bits(Path(cfg.text).name, read_text(model, cfg.text), result.setdefault("texts", {})))
+            data = Data.of_text(model.cfg, read_utf8(cfg.text, "text"))
+            result.setdefault("texts", {})[Path(cfg.text).name] = two_figures(model, data, cfg) | how
         for task in tasks:
             try:
                 if task == "val":
-                    data = train.Data(run, "val")
-                    if data.meta["val"] != checkpoint["data"]["val"]:
-                        raise ValueError(f"{run.dataset}'s val is not the one this run was trained beside (sha256)")
-                    notes.append(bits("val", data, result))
-                    continue
-                try:
-                    items = list(local_items(Path(cfg.data) / f"{task}.jsonl") if cfg.data else hub_items(task))
-                except Exception as e:
-                    if cfg.data:
-                        raise
-                    reason = (str(e).splitlines() or [type(e).__name__])[0][:120]
-                    raise ValueError(f"not from the Hub ({reason}); --data=DIR reads local files") from None
-                if not items:
-                    raise ValueError("has no items")
-                result["tasks"][task] = benchmark(model, task, items, cfg) | how
+                    result["val"] = two_figures(model, val_of(checkpoint, cfg.data_dir), cfg) | how
+                else:
+                    result["tasks"][task] = benchmark(model, task, items_of(task, cfg), cfg) | how
             except ValueError as e:
                 if named:
                     raise ValueError(f"{task}: {e}") from None
-                say(f"{task}: left out: {e}")
-                continue
+                print(f"{task}: left out: {e}", file=sys.stderr)
             write_json(out / "eval.json", result)  # a long evaluation that is stopped keeps what it has
     write_json(out / "eval.json", result)
     if cfg.json:
         print(json.dumps(result, indent=1))
-        return
+    else:
+        print_scores(result, tasks, Path(cfg.text).name)
+        print(f"-> {out / 'eval.json'}")
+
+
+def two_figures(model, data, cfg):
+    """bpb of a text in windows side by side, as in training, and with a stride, in overlapping ones."""
+    if not len(data.symbols):
+        raise ValueError(f"text={cfg.text} is empty")
+    T = model.cfg.block_size
+    found = {"context": T, "stride": min(cfg.stride or max(1, T // 2), T)}
+    with tqdm(total=2 * len(data.symbols), desc="bits", unit=" symbols", unit_scale=True, disable=None) as bar:
+        for key, stride in (("bpb", 0), ("bpb_stride", found["stride"])):
+            got = bits_per_byte(model, data, T, stride=stride, on_batch=bar.update)
+            found |= {key: got["bpb"], "bytes": got["bytes"]}
+    return found
+
+
+def val_of(checkpoint, data_dir):
+    """The val split that the run was trained beside."""
+    run = SimpleNamespace(**checkpoint["config"] | ({"data_dir": data_dir} if data_dir else {}))
+    data = Data(run, "val")
+    if data.meta["val"] != checkpoint["data"]["val"]:
+        raise ValueError(f"{run.dataset}'s val is not the one this run was trained beside (sha256)")
+    return data
+
+
+def items_of(task, cfg):
+    """The items of a task, from cfg.data or the Hub."""
+    try:
+        items = list(local_items(Path(cfg.data) / f"{task}.jsonl") if cfg.data else hub_items(task))
+    except Exception as e:
+        if cfg.data:
+            raise
+        reason = (str(e).splitlines() or [type(e).__name__])[0][:120]
+        raise ValueError(f"not from the Hub ({reason}); --data=DIR reads local files") from None
+    if not items:
+        raise ValueError("has no items")
+    return items
+
+
+def print_scores(result, tasks, text):
     percent = lambda v, m: f"{v[m]:.1%} ± {v[m + '_stderr'] or 0:.1%}" if m in v else "-"  # noqa: E731
+    lines = [["", "items", "acc", "acc_norm", "acc_bytes", "chance"]]
     for task in (t for t in tasks if t in result["tasks"]):
         v = result["tasks"][task]
         n = f"{v['n']:,}" + (f" of {v['of']:,}" if v["n"] < v["of"] else "")
-        row = [f"{task}: {v['scored']}", n, *(percent(v, m) for m in lines[0][2:5]), f"{v['chance']:.1%}"]
-        lines.append(row)
-        lines += [[f"  {k}", f"{g['n']:,}", f"{g['acc']:.1%}", "", "", ""] for k, g in v.get("phenomena", {}).items()]
+        metrics = [percent(v, m) for m in ("acc", "acc_norm", "acc_bytes")]
+        lines.append([f"{task}: {v['scored']}", n, *metrics, f"{v['chance']:.1%}"])
     if len(lines) > 1:
         print_table(lines)
-    print("\n".join([*notes, f"-> {out / 'eval.json'}"]))
-
-
-def read_text(model, path):
-    """A text file as data to score."""
-    try:
-        raw = Path(path).read_bytes()
-        raw.decode("utf-8")
-    except OSError as e:
-        raise ValueError(f"text={path}: {e.strerror}") from None
-    except UnicodeDecodeError as e:
-        raise ValueError(f"text={path} is not UTF-8: byte {e.start} is 0x{raw[e.start]:02X}") from None
-    if not raw:
-        raise ValueError(f"text={path} is empty")
-    return train.Data.of_text(model, raw)
-
-
-def write_json(path, value):
-    train.write_atomically(path, lambda f: f.write(json.dumps(value, indent=1).encode()))
+    figures = {text: result["texts"][text]} if text else {}
+    for name, v in (figures | ({"val": result["val"]} if "val" in tasks and "val" in result else {})).items():
+        stride = f"{v['bpb_stride']:.4f} with a stride of {v['stride']}"
+        print(f"{name}: {v['bpb']:.4f} bpb in windows of {v['context']}, {stride}; {v['bytes']:,} bytes")
 
 
 def main(argv=None):
     cfg, words = parse(BenchConfig, sys.argv[1:] if argv is None else argv, __doc__)
     command, *paths = words or [""]
-    if command not in ("speed", "eval", "report"):
-        raise ValueError(f"which of speed, eval and report? ({command!r} is none of them; see --help)")
+    if command not in ("speed", "eval"):
+        raise ValueError(f"speed or eval? ({command!r} is neither; see --help)")
     if paths and command != "speed":
         raise ValueError(f"what is {paths[0]!r}? {command} takes --key=value only; see --help")
     if command == "speed":
         speed(cfg, paths)
-    elif command == "eval":
-        evaluate(cfg)
     else:
-        report()
+        evaluate(cfg)
 
 
 if __name__ == "__main__":

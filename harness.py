@@ -12,7 +12,8 @@ from lm_eval.api.registry import register_model
 from tqdm import tqdm
 
 from bench import score
-from train import Data, evaluate, load_model, pick_device
+from common import load_model, pick_device
+from data import Data, bits_per_byte, decode, encode
 
 
 @register_model("stlm")
@@ -38,8 +39,8 @@ class Harness(LM):
 
     def loglikelihood_rolling(self, requests):
         """[log p of a whole text in nats], in consecutive windows of the context."""
-        texts = (Data.of_text(self.model, request.args[0].encode()) for request in tqdm(requests, disable=None))
-        return [-evaluate(self.model, data, self.context)["nats"] for data in texts]
+        texts = (Data.of_text(self.model.cfg, request.args[0].encode()) for request in tqdm(requests, disable=None))
+        return [-bits_per_byte(self.model, data, self.context)["nats"] for data in texts]
 
     def generate_until(self, requests):
         """[text up to the first stop string]; a token of max_gen_toks counts as 4 bytes."""
@@ -50,8 +51,9 @@ class Harness(LM):
         stops = [s.encode() for s in ([until] if isinstance(until, str) else until) if s]
         most = options.get("max_gen_toks", 256) * (4 if self.model.cfg.tokenizer == "bytes" else 1)
         temperature = options.get("temperature", 0.0) if options.get("do_sample") else 0.0
-        for piece in self.model.generate(context.encode(), most, temperature, generator=self.generator):
-            text += piece
+        prompt = encode(self.model.cfg, context.encode())
+        for symbol in self.model.generate(prompt, most, temperature, generator=self.generator):
+            text += decode(self.model.cfg, [symbol])
             if found := [text.index(s) for s in stops if s in text]:
                 text = text[: min(found)]
                 break

@@ -33,7 +33,8 @@ import numpy as np
 from tqdm import tqdm
 
 from config import parse
-from model import EOT, GPT2_VOCAB, gpt2
+from data import gpt2
+from model import EOT, GPT2_VOCAB
 
 SHAKESPEARE = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 PRESETS = {  # name: (Hub dataset or URL, its configuration, its text column, what it is)

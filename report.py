@@ -1,166 +1,105 @@
-"""The ledger of experiments: every run in out/ and results/ as tables and pictures (`python bench.py report`).
+"""The ledger of experiments: every run in out/ and results/ as tables and pictures.
+
+    python report.py          # a table -> EXPERIMENTS.md, between its markers; a picture -> results/; what is running
 
 A run is a folder with run.json and log.jsonl (train.py writes them) and perhaps eval.json (bench.py eval). Runs that
-differ in nothing but the seed (and the commit) make one row. Figures of other projects stand in results/peers.json.
+differ in nothing but the seed (and the commit) make one row; what an experiment changes are the flags of its command.
+Figures of other projects stand in results/peers.json. Nothing that a run folder names is ever run or opened.
 """
 
-import dataclasses
 import json
 import math
-import re
+import shlex
 import statistics
 import sys
 import time
 from collections import defaultdict
 from pathlib import Path
 
-from config import ROOT, build, load_file
-from train import Config, clock, write_atomically
+from common import duration, write_atomically
 
-BEGIN, END = "<!-- written by `python bench.py report`: -->", "<!-- :end of what it writes -->"
-# Keys that do not make another experiment of a run
+BEGIN, END = "<!-- written by `python report.py`: -->", "<!-- :end of what it writes -->"
+# Knobs that do not make another experiment of a run
 ASIDE = {"dataset", "data_dir", "out_dir", "resume", "overwrite", "seed", "device", "config", "intuition"}
 ASIDE |= {"eval_interval", "eval_bytes", "log_interval"}
 TASKS = {"blimp": "BLiMP", "arc_easy": "ARC-E", "hellaswag": "HellaSwag", "winogrande": "WinoGr.", "mmlu": "MMLU"}
 
 
-def warn(text):
-    print(f"bench.py: {text}", file=sys.stderr)
-
-
 def read_json(path):
-    """A file's JSON object, or {} with a warning that names the file."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(value, dict):
-            return value
-        warn(f"{path} is left out: not a JSON object")
-    except (OSError, ValueError) as e:
-        warn(f"{path} is left out: {e}")
-    return {}
-
-
-def read_log(path):
-    """The events of a log.jsonl; lines that are not whole events are counted in a warning."""
-    if not path.is_file():
-        warn(f"{path.parent} has no log.jsonl")
-        return []
-    events, bad = [], 0
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            e = json.loads(line)
-            if not all(math.isfinite(x) for x in (e["step"], e["elapsed"], e["time"], e.get("bpb", 0))):
-                raise ValueError("a number is not finite")
-            e["event"].strip()
-            events.append(e)
-        except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
-            bad += 1
-    if bad:
-        warn(
-            f"{path}: {bad} of {bad + len(events)} lines are not events (a killed run may leave half a line): left out"
-        )
-    return events
-
-
-def number(x, kind=float):
-    """x as a number, or None."""
-    try:
-        return kind(x) if math.isfinite(float(x)) else None
-    except (TypeError, ValueError):
-        return None
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def read_run(folder, now):
-    """What the tables and pictures need of one run, or None with a warning."""
-    info, log = read_json(folder / "run.json"), read_log(folder / "log.jsonl")
-    try:
-        return take(folder, info, log, now) if info else None
-    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as e:
-        warn(f"{folder / 'run.json'} is left out: {type(e).__name__}: {e}")
-
-
-def take(folder, info, log, now):
-    cfg, parameters, data = info["config"], info["parameters"], info["data"]
-    run = {"folder": folder, "log": log, "cfg": cfg, "config": str(cfg.get("config") or folder.name)}
-    run |= {"seed": int(cfg["seed"]), "dataset": str(cfg["dataset"]), "intuition": str(cfg.get("intuition", ""))}
-    run |= {"parameters": int(parameters["total"]), "tables": int(parameters.get("n-gram tables", 0))}
-    hashes = [str(data[split].get("text_sha256") or data[split]["sha256"]) for split in ("val", "train")]
-    run |= {"val": (hashes[0], int(data["val"]["bytes"])), "train": hashes[1]}
-    train_bytes = int(data["train"]["bytes"])
-    step, run["seconds"] = (log[-1][k] if log else float(info.get(k, 0)) for k in ("step", "elapsed"))
-    run["bytes"] = step * int(cfg["batch_bytes"]) * train_bytes / int(data["train"].get("symbols", train_bytes))
-    run["epochs"] = run["bytes"] / train_bytes
-    run["share"] = step / cfg["max_steps"] if cfg.get("max_steps") else run["seconds"] / cfg["max_seconds"]
-    verdict = info.get("verdict") or (log[-1] if log and log[-1]["event"] == "end" else {})
-    run |= {"bpb": number(verdict.get("val_bpb")), "speed": number(verdict.get("bytes_per_second"))}
-    run["status"] = str(info.get("status", "unknown"))
+    """What the tables and pictures need of one run. Raises where its files are not what train.py and bench.py write."""
+    info = read_json(folder / "run.json")
+    lines = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    log = [json.loads(line) for line in lines if line.endswith("}")]  # (a killed run may leave half a line)
+    cfg, data, last = info["config"], info["data"], log[-1]
+    run = {
+        "folder": folder,
+        "log": log,
+        "cfg": cfg,
+        "config": cfg["config"] or folder.name,
+        "flags": flags(info["command"]),
+    }
+    run |= {key: cfg[key] for key in ("seed", "dataset", "intuition")} | {"status": info["status"]}
+    run |= {"parameters": info["parameters"]["total"], "tables": info["parameters"]["n-gram tables"]}
+    run |= {"val": (data["val"].get("text_sha256") or data["val"]["sha256"], data["val"]["bytes"])}
+    run |= {"train": data["train"].get("text_sha256") or data["train"]["sha256"], "seconds": float(last["elapsed"])}
+    symbols = data["train"].get("symbols", data["train"]["bytes"])
+    run["epochs"] = last["step"] * cfg["batch_bytes"] / symbols
+    run["bytes"] = run["epochs"] * data["train"]["bytes"]
+    run["share"] = last["step"] / cfg["max_steps"] if cfg["max_steps"] else last["elapsed"] / cfg["max_seconds"]
+    verdict = info.get("verdict", {})
+    run |= {"bpb": float(verdict["val_bpb"]) if verdict else None, "speed": verdict.get("bytes_per_second")}
     if run["status"] == "running":  # its log is its heartbeat; a silence of many intervals is an end
         beats = [e["time"] for e in log][-20:]
         usual = (beats[-1] - beats[0]) / (len(beats) - 1) if len(beats) > 1 else 30
-        run["silent"] = now - (beats[-1] if beats else number(info.get("updated")) or 0)
+        run["silent"] = now - beats[-1]
         run["status"] = "running" if run["silent"] < 120 + 20 * usual else "killed"
-    run["device"] = str(info.get("device", "?"))
-    run["device"] += f", {info.get('threads')} threads" if "cpu" in run["device"] else ""
-    evaluation = read_json(folder / "eval.json") if (folder / "eval.json").is_file() else {}
-    tasks = evaluation.get("tasks", {})
-    well = isinstance(tasks, dict) and all(isinstance(v, dict) for v in tasks.values())
-    if not well or not all(
-        isinstance(v.get("acc"), (int, float)) and number(v["acc"]) is not None for v in tasks.values()
-    ):
-        warn(f"{folder / 'eval.json'}: its tasks are left out: they are not what bench.py eval writes")
-        tasks = {}
-    if tasks and (evaluation.get("weights") != "last.pt" or evaluation.get("step") != step):
-        warn(f"{folder / 'eval.json'}: its tasks are left out: they are not those of the run's final weights")
-        tasks = {}
-    run["tasks"] = tasks
+    run["device"] = info["device"] + (f", {info['threads']} threads" if "cpu" in info["device"] else "")
+    scores = read_json(folder / "eval.json") if (folder / "eval.json").is_file() else {}
+    if scores and (scores["weights"], scores["step"]) != ("last.pt", last["step"]):
+        raise ValueError("eval.json is not of the run's final weights")
+    run["tasks"] = {task: (100 * v["acc"], v["n"], v["of"]) for task, v in scores.get("tasks", {}).items()}
     return run
 
 
+def flags(command):
+    """The --knob=value of a command that make it another experiment, as text."""
+    words, found = shlex.split(command)[1:], []
+    for word, following in zip(words, [*words[1:], "--"], strict=True):
+        if word.startswith("--"):
+            key, equals, value = word[2:].partition("=")
+            value = value if equals else "true" if following.startswith("--") else following
+            found += [f"{key}={value}"] if key not in ASIDE else []
+    return ", ".join(found)
+
+
 def read_runs():
-    """All runs under results/ and out/; of a run and its copy, the one in results/ (unless the other went on)."""
+    """All runs under results/ and out/; of a run and its copy, the one in results/ (unless the other went on).
+
+    A folder that cannot be read is named and left out.
+    """
     runs, now = {}, time.time()
     for path in [*sorted(Path("results").rglob("run.json")), *sorted(Path("out").rglob("run.json"))]:
-        run = read_run(path.parent, now)
-        if run:
-            key = (run["config"], run["seed"], run["log"][0]["time"] if run["log"] else str(path))
-            if key in runs and run["seconds"] <= runs[key]["seconds"]:
-                runs[key]["tasks"] = runs[key]["tasks"] or run["tasks"]
-            else:
+        try:
+            run = read_run(path.parent, now)
+            key = (run["config"], run["seed"], run["log"][0]["time"])
+            if key not in runs or run["seconds"] > runs[key]["seconds"]:
                 runs[key] = run
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, ArithmeticError) as e:
+            print(f"report.py: {path.parent} is left out: {type(e).__name__}: {e}", file=sys.stderr)
     return list(runs.values())
 
 
-# --- what an experiment changes --------------------------------------------------------------------------------------
-
-
-def config_file(name):
-    """(values of config/NAME.py with all defaults, its docstring, the config it builds on) or None if it is gone."""
-    path = ROOT / "config" / f"{name}.py"
-    try:
-        values, doc = load_file(Config, path)
-        values = dataclasses.asdict(build(Config, values, path))
-    except ValueError:
-        return None
-    parent = re.search(r"^from config\.(\w+) import \*", path.read_text(encoding="utf-8"), re.M)
-    return values, doc, parent and parent[1]
-
-
-def difference(values, base):
-    """The knobs of a config that are not as in its base, as text; knobs that the base has never heard of as well."""
-    keys = [k for k in values if k not in ASIDE and (k not in base or values[k] != base[k])]
-    return ", ".join(f"{k}={values[k]:g}" if isinstance(values[k], float) else f"{k}={values[k]}" for k in keys)
-
-
-def rows(runs):
-    """Runs of one experiment, whatever their seed, together: [(config name, its change, [runs])]."""
-    found, files = defaultdict(list), {}
-    for run in runs:
-        name = run["config"]
-        files[name] = files[name] if name in files else config_file(name)
-        gone = {f.name: f.default for f in dataclasses.fields(Config)}
-        change = difference(run["cfg"], files[name][0] if files[name] else gone)
-        found[name, change if files[name] else f"(its file is gone) {change}", run["device"], run["train"]].append(run)
-    return [(name, change, group) for (name, change, *_), group in found.items()]
+def experiments_of(runs):
+    """Runs of one experiment, whatever their seed, together: [(config name, its flags, [runs])]."""
+    found = defaultdict(list)
+    for run in runs:  # (a knob that is 0 or empty is off: older versions do not have it)
+        knobs = json.dumps({k: v for k, v in run["cfg"].items() if v and k not in ASIDE}, sort_keys=True)
+        found[run["config"], knobs, run["device"], run["train"]].append(run)
+    return [(name, min((run["flags"] for run in group), key=len), group) for (name, *_), group in found.items()]
 
 
 # --- the table -------------------------------------------------------------------------------------------------------
@@ -168,8 +107,7 @@ def rows(runs):
 
 def mean(group, key):
     """Of the runs that have a bpb, if there are any."""
-    ended = [r for r in group if r["bpb"] is not None] or group
-    values = [r[key] for r in ended if r[key] is not None]
+    values = [r[key] for r in [r for r in group if r["bpb"] is not None] or group if r[key] is not None]
     return statistics.fmean(values) if values else None
 
 
@@ -188,8 +126,8 @@ def cells(name, change, group):
     yield ", ".join(sorted({r["device"] for r in group}))
     for task in TASKS:
         scores = [r["tasks"][task] for r in group if task in r["tasks"]]
-        n = f" (n={scores[0].get('n')})" if scores and scores[0].get("n") != scores[0].get("of") else ""
-        yield f"{100 * statistics.fmean(s['acc'] for s in scores):.1f}{n}" if scores else "-"
+        n = f" (n={scores[0][1]})" if scores and scores[0][1] != scores[0][2] else ""
+        yield f"{statistics.fmean(s[0] for s in scores):.1f}{n}" if scores else "-"
     yield ", ".join(f"{statuses.count(s)} {s}" if len(set(statuses)) > 1 else s for s in sorted(set(statuses)))
     folder = group[0]["folder"]
     yield f"[log]({folder.as_posix()})" if folder.parts[0] == "results" else f"`{folder.as_posix()}`"
@@ -204,7 +142,9 @@ def datasets(runs):
     by_val = defaultdict(list)
     for run in runs:
         by_val[run["val"]].append(run)
-    found = [(min((r["dataset"] for r in group), key=len), val[1], rows(group)) for val, group in by_val.items()]
+    found = [
+        (min((r["dataset"] for r in group), key=len), val[1], experiments_of(group)) for val, group in by_val.items()
+    ]
     return sorted(found, key=lambda d: (d[0], d[1]))
 
 
@@ -219,13 +159,8 @@ def markdown(runs):
         for row in [HEADS, ["---"] * len(HEADS), *table]:
             lines.append("| " + " | ".join(row[i].replace("|", "\\|").replace("\n", " ") for i in keep) + " |")
         lines.append("")
-        why |= {config: group[0]["intuition"] for config, _, group in experiments}
-    lines += ["### Why", ""]
-    for config in sorted(why):
-        base, file = "", config_file(config)
-        if file and file[2] and (parent := config_file(file[2])):
-            base = f" (`{file[2]}` with {difference(file[0], parent[0])})"
-        lines.append(f"- `{config}`{base}: {' '.join((file[1] if file else why[config]).split()) or 'no docstring'}")
+        why |= {name: group[0]["intuition"] for name, _, group in experiments}
+    lines += ["### Why", "", *(f"- `{name}`: {' '.join(why[name].split()) or 'no docstring'}" for name in sorted(why))]
     return "\n".join([*lines, ""])
 
 
@@ -246,11 +181,11 @@ def write_table(path, text):
 def peers():
     """Figures of other projects: [{"name", "val_bytes", "parameters", "seconds", "bpb", "source"}]."""
     path = Path("results/peers.json")
-    return read_json(path).get("peers", []) if path.is_file() else []
+    return read_json(path)["peers"] if path.is_file() else []
 
 
-def draw(runs, folder=Path("results")):
-    """Write bpb_parameters.png, bpb_time.png and loss_curves.png: a panel for each val file of several experiments.
+def draw(runs, path=Path("results/bpb_parameters.png")):
+    """Draw val bpb against parameters, a panel for each val file of several experiments. Returns the paths written.
 
     Runs under a folder called `trials` are in the table only.
     """
@@ -261,56 +196,47 @@ def draw(runs, folder=Path("results")):
     from matplotlib.ticker import EngFormatter, LogLocator
 
     done = [r for r in runs if r["status"] == "finished" and r["bpb"] is not None and "trials" not in r["folder"].parts]
-    panels, written = [p for p in datasets(done) if len(p[2]) > 1], []
-    pictures = {"bpb_parameters": "parameters", "bpb_time": "seconds of training", "loss_curves": "seconds of training"}
-    for picture, xlabel in pictures.items() if panels else ():
-        figure, axes = plt.subplots(
-            1, len(panels), figsize=(6.2 * len(panels), 4.8), layout="constrained", squeeze=False
-        )
-        for ax, (name, size, experiments) in zip(axes[0], panels, strict=True):
-            ylabel = "training loss, bits per byte" if picture == "loss_curves" else "val bits per byte"
-            ax.set(title=name, xlabel=xlabel, ylabel=ylabel)
-            ax.grid(alpha=0.3)
-            if picture == "loss_curves":
-                curves(ax, experiments)
-            else:
-                points(ax, experiments, "parameters" if picture == "bpb_parameters" else "seconds", size)
-                ax.set_xscale("log")
-                ax.xaxis.set_major_formatter(EngFormatter(sep=""))
-                ax.xaxis.set_minor_formatter("")
-                ax.margins(y=0.15)
-                low, high = ax.dataLim.intervalx
-                wide = max(10, high / low)  # (times that differ by a second only should look it)
-                ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if wide < 100 else (1, 3)))
-                ax.set_xlim(low / wide**0.2, high * wide**0.6)  # names stand to the right of their points
-        folder.mkdir(parents=True, exist_ok=True)
-        written.append(folder / f"{picture}.png")
-        figure.savefig(written[-1], dpi=100)
-        plt.close(figure)
-    return written
+    panels = [p for p in datasets(done) if len(p[2]) > 1]
+    if not panels:
+        return []
+    size = (6.2 * len(panels), 4.8)
+    figure, axes = plt.subplots(1, len(panels), figsize=size, layout="constrained", squeeze=False)
+    for ax, (name, val_bytes, experiments) in zip(axes[0], panels, strict=True):
+        ax.set(title=name, xlabel="parameters", ylabel="val bits per byte", xscale="log")
+        ax.grid(alpha=0.3)
+        points(ax, experiments, val_bytes)
+        ax.xaxis.set_major_formatter(EngFormatter(sep=""))
+        ax.xaxis.set_minor_formatter("")
+        ax.margins(y=0.15)
+        low, high = ax.dataLim.intervalx
+        wide = max(10, high / low)
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if wide < 100 else (1, 3)))
+        ax.set_xlim(low / wide**0.2, high * wide**0.6)  # names stand to the right of their points
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+    return [path]
 
 
-UNNAMED = ("max_steps=", "max_seconds=", "micro_batch=", "(its file is gone)")  # where a picture has no room for all
-
-
-def points(ax, experiments, key, val_bytes):
-    """val bpb against parameters or time: the mean of the seeds, lowest to highest; other projects as grey crosses."""
+def points(ax, experiments, val_bytes):
+    """val bpb against parameters: the mean of the seeds, lowest to highest; other projects as grey crosses."""
     names = []  # [(x, bpb, name, color)]
-    for peer in (p for p in peers() if p.get("val_bytes") == val_bytes and p.get(key) and p.get("bpb")):
-        ax.plot(peer[key], peer["bpb"], "x", color="grey", ms=8)
-        names.append((peer[key], peer["bpb"], peer["name"], "grey"))
+    for peer in (p for p in peers() if p["val_bytes"] == val_bytes):
+        ax.plot(peer["parameters"], peer["bpb"], "x", color="grey", ms=8)
+        names.append((peer["parameters"], peer["bpb"], peer["name"], "grey"))
     colors = {"space": "tab:red", "fixed": "tab:orange", "none": "tab:blue", "gpt2": "tab:green"}
     kinds = []
     for config, change, group in experiments:
         kind = "gpt2" if group[0]["cfg"].get("tokenizer") == "gpt2" else group[0]["cfg"].get("pooling")
         label = {"none": "plain bytes", "gpt2": "BPE"}.get(kind, f"pooled: {kind}")
-        bpb, x = mean(group, "bpb"), mean(group, key)
+        bpb, x = mean(group, "bpb"), group[0]["parameters"]
         around = [[bpb - min(r["bpb"] for r in group)], [max(r["bpb"] for r in group) - bpb]]
         style = {"fmt": "o", "ms": 4 if change else 7, "alpha": 0.5 if change else 1, "capsize": 3}
         ax.errorbar(x, bpb, around, color=colors.get(kind), label=None if kind in kinds else label, **style)
         kinds.append(kind)
         gpu = "" if "cpu" in group[0]["device"] else ", GPU"
-        knobs = [k for k in change.split(", ") if k and not k.startswith(UNNAMED)]
+        lengths = ("max_steps=", "max_seconds=", "micro_batch=", "block_size=")  # a picture has no room for all
+        knobs = [k for k in change.split(", ") if k and not k.startswith(lengths)]
         said = f": {knobs[0]}" + " …" * (len(knobs) > 1) if knobs else ""
         names.append((x, bpb, f"{config}{gpu}{said}", "black"))
     ax.legend(fontsize=8)
@@ -327,23 +253,6 @@ def points(ax, experiments, key, val_bytes):
         ax.annotate(name, (x, bpb), color=color, fontsize=8, **place)
 
 
-def curves(ax, experiments, most=8):
-    """Training loss against time, smoothed, of the best experiments: one seed each."""
-    highest, lowest = 0.0, math.inf
-    for name, change, group in sorted(experiments, key=lambda e: mean(e[2], "bpb"))[:most]:
-        x, y = [], []
-        for e in (e for e in group[0]["log"] if e["event"] == "train" and "bpb" in e):
-            share = max(0.1, 1 / (1 + len(y)))  # a running mean at first, then a decaying one
-            y.append(e["bpb"] if not y else y[-1] + share * (e["bpb"] - y[-1]))
-            x.append(e["elapsed"])
-        if y:
-            ax.plot(x, y, lw=1.2, label=f"{name} {change}"[:48])
-            highest, lowest = max(highest, y[len(y) // 8]), min(lowest, *y)
-    if highest:
-        ax.set_ylim(lowest * 0.97, highest * 1.05)
-        ax.legend(fontsize=8)
-
-
 # --- what is running -------------------------------------------------------------------------------------------------
 
 
@@ -351,7 +260,7 @@ def running(runs):
     """A line for each run that is going on, from its log."""
     for r in (r for r in runs if r["status"] == "running"):
         last = r["log"][-1] if r["log"] else {}
-        left = f"{clock(r['seconds'] / r['share'] * max(0, 1 - r['share']))} left" if r["share"] > 0 else "starting"
+        left = f"{duration(r['seconds'] / r['share'] * max(0, 1 - r['share']))} left" if r["share"] > 0 else "starting"
         loss = next(
             (f"train {e['bpb']:.3f} bpb" for e in reversed(r["log"]) if e["event"] == "train" and "bpb" in e), ""
         )
@@ -361,7 +270,13 @@ def running(runs):
         yield " | ".join(p for p in parts if p)
 
 
-def report():
+def main(argv=None):
+    argv = sys.argv[1:] if argv is None else argv
+    if "--help" in argv or "-h" in argv:
+        print(__doc__.strip())
+        return
+    if argv:
+        raise ValueError(f"what is {argv[0]!r}? report.py takes nothing; see --help")
     runs = read_runs()
     if not runs:
         raise ValueError("no runs under out/ or results/ yet: python train.py makes one, bench.py eval scores it")
@@ -369,6 +284,11 @@ def report():
     if ended:  # (what is running now would be stale in a file)
         write_table(Path("EXPERIMENTS.md"), markdown(ended))
         print(f"{len(ended)} runs -> EXPERIMENTS.md" + "".join(f", {p}" for p in draw(ended)))
-    if sys.stdout.isatty() or len(ended) < len(runs):
-        lines = list(running(runs)) if sys.stdout.isatty() else []
-        print("\n".join(["running now:", *lines]) if lines else "nothing is running now" * sys.stdout.isatty())
+    print("\n".join(["running now:", *running(runs)]) if len(ended) < len(runs) else "nothing is running now")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, OSError) as e:
+        sys.exit(f"report.py: {e}")

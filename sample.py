@@ -17,9 +17,9 @@ from typing import Literal
 
 import torch
 
+from common import load_model, newest_run, pick_device
 from config import parse
-from model import EOT, MASK, PAD
-from train import load_model, pick_device
+from data import decode, encode, read_utf8
 
 
 @dataclass
@@ -52,34 +52,13 @@ class SampleConfig:
             raise ValueError(f"top_p={self.top_p} must be above 0 and at most 1")
 
 
-def newest_run():
-    runs = sorted(Path("out").glob("*/last.pt"), key=lambda p: p.stat().st_mtime)
-    if not runs:
-        raise ValueError("no run under out/ yet: python train.py makes one")
-    return runs[-1].parent
-
-
-def read_prompt(cfg):
-    """The prompt as bytes of UTF-8."""
-    if not cfg.prompt_file:
-        return cfg.prompt.encode("utf-8", errors="replace")
-    try:
-        raw = sys.stdin.buffer.read() if cfg.prompt_file == "-" else Path(cfg.prompt_file).read_bytes()
-        raw.decode("utf-8")
-    except OSError as e:
-        raise ValueError(f"prompt_file={cfg.prompt_file}: {e.strerror}") from None
-    except UnicodeDecodeError as e:
-        special = " (reserved for the model)" if raw[e.start] in (EOT, PAD, MASK) else ""
-        byte = f"0x{raw[e.start]:02X}{special}"
-        raise ValueError(f"prompt_file={cfg.prompt_file} is not UTF-8: byte {e.start} is {byte}") from None
-    return raw
-
-
 def main(argv=None):
     cfg, words = parse(SampleConfig, sys.argv[1:] if argv is None else argv, __doc__)
     if words:
         raise ValueError(f"what is {words[0]!r}? Say --prompt={words[0]!r} to go on from it; see --help")
-    prompt = read_prompt(cfg)
+    prompt = cfg.prompt.encode("utf-8", errors="replace")
+    if cfg.prompt_file:
+        prompt = read_utf8(cfg.prompt_file, "prompt_file")
     out = Path(cfg.out_dir) if cfg.out_dir else newest_run()
     path = out / f"{cfg.weights}.pt"
     path = path if path.exists() else out / "last.pt"  # a run that never got as far as an evaluation has no best
@@ -97,8 +76,9 @@ def main(argv=None):
         decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a character may arrive in four pieces
         print(decoder.decode(prompt), end="", flush=True)
         start, n = time.perf_counter(), 0
-        options = (cfg.temperature, cfg.top_k, cfg.top_p, generator, cfg.stop)
-        for piece in model.generate(prompt, cfg.max_new_bytes, *options):
+        choice = (cfg.temperature, cfg.top_k, cfg.top_p, generator, cfg.stop)
+        for symbol in model.generate(encode(model.cfg, prompt), cfg.max_new_bytes, *choice):
+            piece = decode(model.cfg, [symbol])
             n += len(piece)
             print(decoder.decode(piece), end="", flush=True)
             if n >= cfg.max_new_bytes:  # (a BPE baseline writes several bytes at once)

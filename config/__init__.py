@@ -1,42 +1,106 @@
-"""Turn a dataclass, a config file and a command line into one checked config.
+"""Every knob of a run, and how a config file and a command line become one checked `Config`.
 
-    cfg, paths = parse(Config, argv, usage)        # "config/demo.py --max_seconds=60 --seed 3"
+    cfg, words = parse(Config, argv, usage, "config/demo.py")        # "config/stlm_10m.py --max_seconds=60 --seed 3"
 
 The dataclass is the only list of knobs: name, type, default, and a trailing comment that `--help` prints. A config file
 is plain Python that assigns some of them; it may compute, keep helpers in _underscored names, and build on another file
 with `from config.stlm_10m import *`. Its docstring says why the experiment is worth running. The command line wins over
 the file. What is misspelt, of the wrong type or impossible is a ValueError that names the key, where it stood and the
-nearest name.
+nearest name. Only a file that is named on the command line is ever run.
 """
 
 import dataclasses
 import difflib
 import inspect
+import math
 import re
 import runpy
 import sys
 import types
 import typing
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
+
+from model import ModelConfig
 
 ROOT = Path(__file__).resolve().parent.parent  # config files import each other as config.NAME from anywhere
+__path__.append(str(ROOT / "config" / "races"))  # where `config.NAME` is looked for, too
 
 
-def _convert(cls, key, value, where, text=False):
+@dataclass
+class Config(ModelConfig):
+    # run
+    dataset: str = ""  # folder under data_dir, made by prepare.py; empty: the newest of the config's tokenizer
+    data_dir: str = "data"  # where datasets live
+    out_dir: str = ""  # where the run goes; empty: out/ and the config file's name
+    init_from: str = ""  # out folder whose best weights to start from (fine-tuning)
+    resume: bool = False  # go on from out_dir/last.pt, bit for bit
+    overwrite: bool = False  # throw away what is in out_dir
+    seed: int = 1337  # of weights, data order and dropout, each from a generator of its own
+    # length: one of the two; the schedule follows it
+    max_steps: int = 0  # optimizer steps
+    max_seconds: float = 0.0  # training time, without start-up, evaluation and saving
+    # batch
+    batch_bytes: int = 16384  # bytes (tokens for gpt2) in one optimizer step, over all processes
+    micro_batch: int = 0  # rows of block_size in one forward pass of one process; 0: all of its share
+    # optimizer: Muon for the matrices, AdamW for embeddings, tables and Canon layers
+    muon_lr: float = 0.02  # peak learning rate of Muon
+    adam_lr: float = 0.005  # peak learning rate of AdamW
+    momentum: float = 0.95  # of Muon
+    beta1: float = 0.6  # of AdamW
+    beta2: float = 0.99  # of AdamW
+    weight_decay: float = 0.0  # decoupled, on matrices
+    warmup: float = 0.02  # share of the run in which the learning rate rises, after compiling
+    decay: float = 0.7  # share of the run, at its end, in which it falls linearly to zero
+    grad_clip: float = 1.0  # largest gradient norm; 0: no clipping
+    dropout: float = 0.0  # largest share dropped; worth it when data repeats
+    dropout_schedule: Literal["constant", "linear", "triangle"] = "constant"  # linear: from 0 up; triangle: and down
+    # machine
+    device: str = "auto"  # auto: cuda, else mps, else cpu
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of matrix products; auto: bfloat16 where it is native
+    compile: Literal["auto", "on", "off"] = "auto"  # torch.compile; auto: on cuda, if it works
+    # watching
+    eval_interval: int = 250  # steps between evaluations; 0: only at the end
+    eval_bytes: int = 200_000  # val bytes (gpt2: tokens) of an evaluation, evenly spread; at the end all are scored
+    log_interval: int = 10  # steps between log lines
+    # filled in by the loader: the name and the docstring of the config file
+    config: str = ""
+    intuition: str = ""
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.out_dir = self.out_dir or f"out/{self.config or 'run'}"
+        if (self.max_steps > 0) == (self.max_seconds > 0):
+            raise ValueError(f"give one of max_steps={self.max_steps} and max_seconds={self.max_seconds}, above 0")
+        for key in (f.name for f in dataclasses.fields(Config) if f.type in (int, float)):
+            value, low = getattr(self, key), 1 if key in ("batch_bytes", "log_interval") else 0
+            high = 1 if key in ("dropout", "warmup", "decay", "momentum", "beta1", "beta2") else math.inf
+            if not low <= value <= high or (key == "dropout" and value == 1):
+                raise ValueError(f"{key}={value} must be between {low} and {high}")
+        if self.warmup + self.decay > 1:
+            raise ValueError(f"warmup={self.warmup} + decay={self.decay} must be at most 1")
+        if self.resume and (self.overwrite or self.init_from):
+            raise ValueError("resume goes on with the run in out_dir: it excludes overwrite and init_from")
+
+
+def nearest(name, names, cutoff=0.6):
+    """The most similar of some names as a hint, or ''."""
+    found = difflib.get_close_matches(str(name), names, n=1, cutoff=cutoff)
+    return f"; did you mean {found[0]!r}?" if found else ""
+
+
+def convert(cls, key, value, where, text=False):
     """Return `value` as the field's type. From the command line everything arrives as a string (`text`)."""
     fields = {f.name: f.type for f in dataclasses.fields(cls)}
     if key not in fields:
-        near = difflib.get_close_matches(key, fields, n=1, cutoff=0.5)
-        raise ValueError(
-            f"{where}: unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else "; --help lists all")
-        )
+        raise ValueError(f"{where}: unknown key {key!r}{nearest(key, fields, 0.5) or '; --help lists all'}")
     want = fields[key]
     if typing.get_origin(want) is typing.Literal:
         choices = typing.get_args(want)
         if value not in choices:
-            near = difflib.get_close_matches(str(value), choices, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"{where}: {key}={value!r} is not one of {', '.join(map(repr, choices))}{hint}")
+            listed = ", ".join(map(repr, choices))
+            raise ValueError(f"{where}: {key}={value!r} is not one of {listed}{nearest(value, choices)}")
         return value
     wrong = ValueError(f"{where}: {key}={value!r} is not {'a true/false' if want is bool else want.__name__}")
     if text and want is bool:
@@ -57,12 +121,19 @@ def _convert(cls, key, value, where, text=False):
     return value
 
 
+def find_file(path):
+    """The config file of this name; config/NAME.py may stand in config/races. ValueError with the nearest name."""
+    path, races = Path(path), ROOT / "config" / "races"
+    for found in (path, races / path.name if path.parent.name == "config" else path):
+        if found.is_file():
+            return found
+    known = [str(p.relative_to(ROOT)) for folder in (ROOT / "config", races) for p in sorted(folder.glob("[a-z]*.py"))]
+    raise ValueError(f"no config file {path}{nearest(path, known) or f'; there are {known}'}")
+
+
 def load_file(cls, path):
     """Run a config file. Returns (its assignments as a dict, its docstring); raises ValueError naming key and file."""
-    if not Path(path).is_file():
-        known = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "config").glob("[a-z]*.py"))
-        near = difflib.get_close_matches(str(path), known, n=1)
-        raise ValueError(f"no config file {path}" + (f"; did you mean {near[0]}?" if near else f"; there are {known}"))
+    path = find_file(path)
     sys.path.insert(0, str(ROOT))
     try:
         names = runpy.run_path(str(path))
@@ -72,7 +143,7 @@ def load_file(cls, path):
         sys.path.remove(str(ROOT))
     skip = (types.ModuleType, types.FunctionType, types.BuiltinFunctionType, type)
     values = {k: v for k, v in names.items() if not k.startswith("_") and not isinstance(v, skip)}
-    values = {k: _convert(cls, k, v, path) for k, v in values.items()}
+    values = {k: convert(cls, k, v, path) for k, v in values.items()}
     return values, inspect.cleandoc(names["__doc__"] or "")
 
 
@@ -84,17 +155,8 @@ def build(cls, values, where="config"):
         raise ValueError(f"{where}: {e}") from None
 
 
-def parse(cls, argv, usage, default_file=None, either=()):
-    """Read `[CONFIG.py] [WORD...] [--key=value | --key value | --flag]...` into an instance of `cls`.
-
-    Returns (config, words): words are the arguments without dashes that are not a config file (one is looked for
-    where `default_file` is given: the first word that ends in .py). config.given is the set of keys that were
-    said, in a file the user named or on the command line; config.told those of the command line alone. Of the keys in
-    `either`, one on the command line drops the file's. `--help` prints `usage` and every knob, and exits.
-    """
-    if "--help" in argv or "-h" in argv:
-        print(usage.strip() + "\n\n" + describe(cls))
-        sys.exit(0)
+def read_command_line(cls, argv):
+    """-> (words without dashes, {key: value} of `--key=value`, `--key value` and `--flag`)."""
     kinds = {f.name: f.type for f in dataclasses.fields(cls)}
     words, given, i = [], {}, 0
     while i < len(argv):
@@ -102,31 +164,43 @@ def parse(cls, argv, usage, default_file=None, either=()):
         if not arg.startswith("--"):
             words.append(arg)
             continue
-        key, eq, value = arg[2:].partition("=")
-        if not eq:
-            if kinds.get(key) is bool:
-                value = "true"
-                if i < len(argv) and argv[i].lower() in ("true", "false"):
-                    value, i = argv[i], i + 1
-            elif key in kinds and i < len(argv) and not argv[i].startswith("--"):
-                value, i = argv[i], i + 1
-            elif key in kinds:
+        key, equals, value = arg[2:].partition("=")
+        following = argv[i] if i < len(argv) else "--"
+        if not equals and kinds.get(key) is bool and following.lower() not in ("true", "false"):
+            value = "true"
+        elif not equals and key in kinds:
+            if following.startswith("--"):
                 raise ValueError(f"command line: --{key} needs a value, as in --{key}=VALUE")
-        given[key] = _convert(cls, key, value, "command line", text=True)
-    values, said, where = {}, set(given), "command line"
+            value, i = following, i + 1
+        given[key] = convert(cls, key, value, "command line", text=True)
+    return words, given
+
+
+def parse(cls, argv, usage, default_file=None, either=()):
+    """Read `[CONFIG.py] [WORD...] [--key=value | --key value | --flag]...` into an instance of `cls`.
+
+    Returns (config, words): words are the arguments without dashes that are not a config file (one is looked for
+    where `default_file` is given: the first word that ends in .py). config.from_command_line holds the keys that stood
+    there, config.given also those of a file that the user named. Of the keys in `either`, one on the command line drops
+    the file's. `--help` prints `usage` and every knob, and exits.
+    """
+    if "--help" in argv or "-h" in argv:
+        print(usage.strip() + "\n\n" + describe(cls))
+        sys.exit(0)
+    words, given = read_command_line(cls, argv)
+    values, in_file, where = {}, set(), "command line"
     if default_file:
         named = next((w for w in words if w.endswith(".py")), None)
-        if named:
-            words.remove(named)
+        words = [w for w in words if w is not named]
         file = named or str(ROOT / default_file)
         values, doc = load_file(cls, file)
-        said |= set(values) if named else set()
+        in_file = set(values) if named else set()
         where = f"{file} and the command line" if given else file
         values |= {"config": Path(file).stem, "intuition": doc}
     if given.keys() & set(either):  # of keys that exclude each other, the command line drops the file's
         values = {k: v for k, v in values.items() if k not in either}
     config = build(cls, values | given, where)
-    config.given, config.told = said, set(given)
+    config.from_command_line, config.given = set(given), in_file | set(given)
     return config, words
 
 

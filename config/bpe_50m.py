@@ -1,11 +1,9 @@
 """50M parameters, GPT-2's tokenizer: the same recipe as stlm_50m with the vocabulary that most models have.
 
 Nearly half the parameters are the (tied) embedding of 50257 tokens, which leaves 11 layers, 448 wide. A token is about
-4.4 bytes, so 1024 tokens see as much text as 4500 bytes do. Its data: python prepare.py SOURCE --name=textbooks-gpt2
---tokenizer=gpt2
+4.4 bytes, so 1024 tokens see as much text as 4500 bytes do. Its data: python prepare.py SOURCE --tokenizer=gpt2
 """
 
-dataset = "textbooks-gpt2"
 max_steps = 20000
 tokenizer = "gpt2"
 pooling = "none"

@@ -7,7 +7,6 @@ there; a GPU reads the textbooks ten times in minutes, and with a table of 3.5M 
 So here the table has 1M, layers have the rest, and there is dropout; text that is read once wants --dropout=0.
 """
 
-dataset = "textbooks"
 max_steps = 20000
 # model: 10.0M, of which 1.0M in the table
 block_size = 4096

@@ -195,7 +195,8 @@ def test_gpt2_tokens_decode_to_the_text(vocab, tmp_path):
         encoding = prepare.gpt2(vocab)
     except Exception as e:
         pytest.skip(f"tiktoken's gpt2 files are not here (TIKTOKEN_CACHE_DIR names their folder): {type(e).__name__}")
-    from train import Config, Data
+    from config import Config
+    from data import Data
 
     documents = [*articles(30), "word " * 300_000]  # the last is encoded in pieces
     path = write_jsonl(tmp_path / "a.jsonl", documents)
@@ -205,11 +206,11 @@ def test_gpt2_tokens_decode_to_the_text(vocab, tmp_path):
     knobs = {"dataset": "a", "data_dir": str(tmp_path), "tokenizer": "gpt2", "pooling": "none", "max_steps": 1}
     for split in ("train", "val"):
         data = Data(Config(**knobs, gpt2_vocab=vocab), split)
-        assert data.symbols.dtype == np.uint16 and data.symbols.max() == data.eot == vocab - 1
+        assert data.symbols.dtype == np.uint16 and data.symbols.max() == vocab - 1
         assert data.meta[split]["text_sha256"] == bytes_meta[split]["sha256"], "the same text, whatever its symbols"
         text = encoding.decode(data.symbols.tolist())
         n_bytes = len(text.replace("<|endoftext|>", "").encode())
-        assert data.meta[split]["bytes"] == n_bytes == data.length[data.symbols].sum()
+        assert data.meta[split]["bytes"] == n_bytes == data.lengths[data.symbols].sum()
         found += text.split("<|endoftext|>")
     assert sorted(found) == sorted(documents)
     with pytest.raises(ValueError, match=rf"vocabulary of {vocab} tokens, the config says gpt2_vocab=500"):

@@ -1,0 +1,51 @@
+"""The machine and the files."""
+
+import pytest
+import torch
+
+import common
+from common import duration, pick_device, pick_dtype, write_atomically
+
+
+def test_a_failing_save_leaves_the_old_file(tmp_path):
+    path = tmp_path / "file"
+    write_atomically(path, lambda f: f.write(b"old"))
+
+    def full(f):
+        f.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match=r"No space left.*untouched"):
+        write_atomically(path, full)
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_the_dtype_follows_from_what_the_cpu_has_and_from_nothing_else(monkeypatch):
+    cpu = torch.device("cpu")
+    for amx, avx512, dtype, why in (
+        (True, True, torch.bfloat16, "AMX"),
+        (False, True, torch.bfloat16, "AVX512-BF16"),
+        (False, False, torch.float32, "no native"),
+    ):
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda amx=amx: amx)
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda avx512=avx512: avx512)
+        found = pick_dtype("auto", cpu)
+        assert found[0] == dtype and why in found[1]
+        assert pick_dtype("float32", cpu)[0] == torch.float32 and pick_dtype("bfloat16", cpu)[0] == torch.bfloat16
+
+
+def test_a_device_that_is_not_there_is_named():
+    assert pick_device("cpu") == (torch.device("cpu"), "as told")
+    with pytest.raises(ValueError, match=r"device='cuda:7' cannot be used"):
+        pick_device("cuda:7")
+
+
+def test_durations():
+    assert [duration(s) for s in (0, 61, 3600 * 30, 86400 * 9.6)] == ["0:00:00", "0:01:01", "30:00:00", "10 days"]
+
+
+def test_a_checkpoint_of_an_older_version_says_what_to_do():
+    known = common.known_values({"n_layer": 3, "n_words": 0, "gone": 1}, common.ModelConfig, "last.pt")
+    assert known == {"n_layer": 3}
+    with pytest.raises(ValueError, match=r"last.pt has n_words=2, .*git checkout"):
+        common.known_values({"n_words": 2}, common.ModelConfig, "last.pt")

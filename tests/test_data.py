@@ -1,0 +1,138 @@
+"""Data order, bits per byte, symbols."""
+
+import itertools
+import json
+import math
+import os
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from config import Config
+from data import Data, bits_per_byte, continuation_start, decode, encode, newest_dataset, symbol_lengths
+from model import STLM, ModelConfig
+
+
+def make_data(symbols):
+    data = Data.__new__(Data)
+    data.symbols, data._epoch = np.asarray(symbols), (None, None)
+    data.lengths = symbol_lengths("bytes", 0)
+    return data
+
+
+# --- data order ---------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(9, 400), st.integers(1, 8), st.integers(0, 5))
+def test_an_epoch_visits_each_byte_once_and_all_but_fewer_than_T(size, T, epoch):
+    data = make_data(np.arange(size))  # every symbol is its own position
+    n = size // T
+    rows = np.concatenate([data.batch(3, step, 1, T) for step in range(epoch * n, epoch * n + n)])
+    targets = rows[:, 1:].ravel()
+    assert len(set(targets)) == len(targets) > size - T
+    assert (rows[:, 1:] == (rows[:, :-1] + 1) % size).all(), "a row is a slice of the (circular) text"
+
+
+def test_epochs_differ_and_seeds_differ_and_both_repeat():
+    data, n = make_data(np.arange(1000)), 100
+    epochs = [
+        np.concatenate([data.batch(s, e * n + i, 1, 10) for i in range(n)]) for s, e in ((1, 0), (1, 1), (2, 0), (1, 0))
+    ]
+    assert not (epochs[0] == epochs[1]).all() and not (epochs[0] == epochs[2]).all() and (epochs[0] == epochs[3]).all()
+    assert epochs[0][:, 0].min() % 10 != epochs[1][:, 0].min() % 10, "windows start at another offset"
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_ranks_share_the_global_batch(world):
+    data = make_data(np.arange(997))
+    for step in (0, 3, 40):
+        whole = data.batch(7, step, 8, 12)
+        shares = [data.batch(7, step, 8, 12, rank, world) for rank in range(world)]
+        assert (np.concatenate(shares) == whole).all()
+
+
+# --- evaluation ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pooling", ["none", "space"])
+def test_bits_per_byte_is_the_sum_over_every_byte_of_the_file(pooling):
+    """Against one byte at a time; EOT counts in neither sum; windows of T and a short last one."""
+    torch.manual_seed(0)
+    model = STLM(ModelConfig(pooling=pooling, block_size=16, n_layer=1, n_head=1, n_embd=16, n_local_embd=16)).eval()
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    symbols = np.frombuffer(b"one two three\xfffour five, six seven eight\xffnine ten eleven", dtype=np.uint8)
+    total, before = 0.0, 255
+    for start in range(0, len(symbols), 16):
+        window = [before, *symbols[start : start + 16].tolist()]
+        for t in range(1, len(window)):
+            if window[t] != 255:
+                x = model.read(torch.tensor([window[:t]]), model.start(1))[0]
+                logits = model.head(x)[0, -1].double()
+                total -= logits.log_softmax(0)[window[t]].item()
+        before = window[-1]
+    result = bits_per_byte(model, make_data(symbols), 16)
+    assert result["nats"] == pytest.approx(total, abs=1e-4)
+    assert result["bytes"] == len(symbols) - 2
+    assert result["bpb"] == pytest.approx(total / math.log(2) / (len(symbols) - 2), rel=1e-5)
+
+
+def test_uniform_model_scores_eight_bits():
+    model = STLM(ModelConfig(block_size=16, n_layer=1, n_head=1, n_embd=16, n_local_embd=16))
+    model.embed.weight.data.zero_()
+    assert bits_per_byte(model, make_data(np.arange(200) % 256), 16)["bpb"] == pytest.approx(8.0, abs=1e-6)
+
+
+def test_evaluation_reports_overflow():
+    model = STLM(ModelConfig(block_size=16, max_patches=4, n_layer=1, n_head=1, n_embd=16, n_local_embd=16))
+    few, many = np.frombuffer(b"abcdefg hijklmn " * 8, np.uint8), np.frombuffer(b"a b c d e f g h " * 8, np.uint8)
+    assert bits_per_byte(model, make_data(few), 16)["overflow"] == 0
+    result = bits_per_byte(model, make_data(many), 16)
+    assert result["overflow"] == 1 and 1.5 < result["bytes_per_patch"] < 2.1
+
+
+# --- symbols and datasets -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["bytes", "gpt2"])
+def tokenizer(request):
+    if request.param == "gpt2" and not os.environ.get("TIKTOKEN_CACHE_DIR"):
+        pytest.skip("needs tiktoken's gpt2 files: set TIKTOKEN_CACHE_DIR")
+    return ModelConfig(tokenizer=request.param, pooling="none", gpt2_vocab=1000)
+
+
+def test_symbols_are_the_text_and_a_continuation_is_what_does_not_lie_whole_in_its_context(tokenizer):
+    """Every cut of the text at a character, against the decoded symbols one by one."""
+    text = "It's 7 o'clock:  the café — 日本 🐍 — is  open, Answer: yes it is\n"
+    symbols = encode(tokenizer, text.encode())
+    assert decode(tokenizer, symbols) == text.encode()
+    lengths = [len(decode(tokenizer, [s])) for s in symbols]
+    assert [symbol_lengths(tokenizer.tokenizer, 1000)[s] for s in symbols] == lengths
+    for cut in range(len(text) + 1):
+        context = text[:cut].encode()
+        whole = [end for end in itertools.accumulate(lengths) if end <= len(context)]
+        assert continuation_start(tokenizer, context, symbols) == len(whole)
+    assert continuation_start(tokenizer, b"", []) == 0
+
+
+def test_the_newest_dataset_of_the_configs_tokenizer(tmp_path):
+    cfg = Config(max_steps=1, data_dir=str(tmp_path))
+    assert newest_dataset(cfg) is None
+    for age, name in enumerate(("c", "b", "a")):
+        write_dataset(tmp_path / name, b"some text", b"more")
+        os.utime(tmp_path / name / "meta.json", (1e9 - age, 1e9 - age))
+    assert newest_dataset(cfg) == "c"
+    meta = json.loads((tmp_path / "a/meta.json").read_text())
+    (tmp_path / "a/meta.json").write_text(json.dumps(meta | {"tokenizer": "gpt2", "vocab_size": 50257}))
+    assert newest_dataset(cfg) == "c", "the newest file is of tokens"
+    tokens = Config(max_steps=1, data_dir=str(tmp_path), tokenizer="gpt2", pooling="none")
+    assert newest_dataset(tokens) == "a"
+    assert (
+        newest_dataset(Config(max_steps=1, data_dir=str(tmp_path), tokenizer="gpt2", pooling="none", gpt2_vocab=500))
+        is None
+    )

@@ -1,0 +1,50 @@
+"""Muon, schedules."""
+
+import itertools
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from optim import Muon, dropout_at, lr_scale, orthogonal
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (2, 6, 20), (1, 20, 6)])
+def test_orthogonal_makes_singular_values_near_one(shape):
+    torch.manual_seed(0)
+    values = torch.linalg.svdvals(orthogonal(torch.randn(shape)))
+    assert values.min() > 0.4 and values.max() < 1.4
+
+
+def test_muon_in_batches_equals_muon_one_by_one():
+    torch.manual_seed(0)
+    weights = [torch.nn.Parameter(torch.randn(4, 6)) for _ in range(3)]
+    copies = [torch.nn.Parameter(w.detach().clone()) for w in weights]
+    together = [Muon(weights, 0.1, 0.9, 0.01, torch.float32)]
+    apart = [Muon([c], 0.1, 0.9, 0.01, torch.float32) for c in copies]
+    for step in range(4):
+        for w, c in zip(weights, copies, strict=True):
+            w.grad = torch.randn(4, 6, generator=torch.Generator().manual_seed(step))
+            c.grad = w.grad.clone()
+        for optimizer in together + apart:
+            optimizer.step()
+    for w, c in zip(weights, copies, strict=True):
+        assert torch.allclose(w, c, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "schedule, expected", [("constant", [0.4] * 3), ("linear", [0, 0.2, 0.4]), ("triangle", [0, 0.4, 0])]
+)
+def test_dropout_schedules(schedule, expected):
+    cfg = SimpleNamespace(dropout=0.4, dropout_schedule=schedule)
+    assert [dropout_at(p, cfg) for p in (0, 0.5, 1)] == pytest.approx(expected)
+
+
+def test_learning_rate_rises_holds_and_falls_to_zero():
+    cfg = SimpleNamespace(warmup=0.1, decay=0.5)
+    scales = [lr_scale(p, cfg) for p in np.linspace(0, 1, 101)]
+    assert 0 < scales[0] < 0.05 and scales[15] == scales[45] == 1 and scales[100] == 0
+    assert all(a > b for a, b in itertools.pairwise(scales[50:]))
+    late = [lr_scale(p, cfg, start=0.3) for p in np.linspace(0.3, 1, 71)]  # 30% of the time went into compiling
+    assert 0 < late[0] < 0.05 and late[5] < 0.6 and late[15] == 1 and late[70] == 0
