@@ -3,7 +3,7 @@
     python bench.py speed                                # 10M, pooled beside plain (on CUDA: 50M, beside BPE as well)
     python bench.py speed config/demo.py config/stlm_10m.py --rounds=5
     python bench.py eval --out_dir=out/demo              # val and five benchmarks, from the Hub
-    python bench.py eval --data=DIR --tasks=val,blimp --limit=2000         # DIR/blimp.jsonl and the like
+    python bench.py eval --data=DIR --tasks=val,blimp    # DIR/blimp.jsonl
     python bench.py eval --text=novel.txt                # bits per byte of any text
 
 speed: training (forward, backward, optimizer step, at the config's own batch) and generation, of untrained models fed
@@ -11,7 +11,6 @@ speed: training (forward, backward, optimizer step, at the config's own batch) a
 eval: scores the run's final weights into out_dir/eval.json. Follows lm-evaluation-harness: acc takes the choice with
     the highest sum of log-probabilities (equals share the point), acc_norm divides by its characters, acc_bytes by its
     bytes. BLiMP compares whole sentences, WinoGrande what follows either name, ARC and MMLU the answers' texts (cloze).
-    (The harness puts a space before BLiMP's sentences and names MMLU's subject.)
     A line of DIR/TASK.jsonl: {"context": str, "choices": [str, ...], "answer": int} or {"context_options": [str, ...],
     "continuation": str, "answer": int}, with "group" if you like.
 """
@@ -25,7 +24,7 @@ import statistics
 import sys
 import sysconfig
 import time
-from collections import defaultdict
+from collections import defaultdict, namedtuple
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -72,6 +71,8 @@ class BenchConfig:
                 raise ValueError(f"{key}={getattr(self, key)} must be at least {low}")
 
 
+HUB_TASKS = ("blimp", "arc_easy", "hellaswag", "winogrande", "mmlu")
+
 # --- speed -----------------------------------------------------------------------------------------------------------
 
 LENGTHS, TOGETHER = (512, 1024, 2048, 4096), 16  # bytes of text so far; texts generated at once
@@ -89,13 +90,15 @@ def some_text(path, config):
 
 
 def measure_speed(config, cfg, text):
-    """One round of one config, in a process of its own: {name of the figure: value}."""
+    """One round of one config, in a process of its own: {name: a float that was measured, or what is known}."""
     machine = Machine(cfg.device, cfg.dtype)
     torch.manual_seed(cfg.seed)
     model = STLM(config).to(machine.device)
     symbols = torch.tensor(encode(config, text), device=machine.device)
-    per_symbol = len(text) / len(symbols)
-    found = {"flops_per_byte": model.flops_per_symbol() / per_symbol}
+    per_symbol, parameters = len(text) / len(symbols), model.parameter_table()
+    found = {"parameters": parameters["total"], "tables": parameters["n-gram tables"]}
+    found |= {"batch": f"{config.batch_bytes // config.block_size} x {config.block_size}"}
+    found |= {"flops_per_byte": round(model.flops_per_symbol() / per_symbol)}
     found |= training_speed(model, config, cfg, symbols, per_symbol, machine)
     peak = machine.peak_flops() if machine.dtype == torch.bfloat16 else None
     found["mfu"] = found["flops_per_byte"] * found["train_bytes_per_second"] / peak if peak else None
@@ -123,10 +126,10 @@ def training_speed(model, config, cfg, symbols, per_symbol, machine):
     found = {"training": str(machine.dtype)[6:] + (", eager" if trained is model else ", compiled")}
     found["train_bytes_per_second"] = steps * rows * T * per_symbol / (time.perf_counter() - start)
     if machine.device.type == "cuda":
-        found["peak_memory_bytes"] = torch.cuda.max_memory_allocated()
+        found["peak_memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
     elif sys.platform == "linux":  # on a CPU: of the whole process
         status = Path("/proc/self/status").read_text(encoding="utf-8")
-        found["peak_memory_bytes"] = int(re.search(r"VmHWM:\s+(\d+)", status)[1]) * 1024
+        found["peak_memory_gb"] = int(re.search(r"VmHWM:\s+(\d+)", status)[1]) * 1024 / 1e9
     return found
 
 
@@ -166,7 +169,7 @@ def speed(cfg, paths):
         paths = [str(ROOT / "config" / f"{name}.py") for name in names]
     configs = [build(Config, load_file(Config, p)[0], p) for p in paths]
     text, source = some_text(cfg.text, Config(max_steps=1))
-    arms = [describe_arm(*both) for both in zip(paths, configs, strict=True)]
+    arms = [{"config": Path(path).stem, "rounds": []} for path in paths]
     with tqdm(total=cfg.rounds * len(arms), desc="measuring", unit="run", disable=None) as bar:
         for i in [(r + i) % len(arms) for r in range(cfg.rounds) for i in range(len(arms))]:  # taking turns
             bar.set_postfix_str(arms[i]["config"])
@@ -188,36 +191,28 @@ def speed(cfg, paths):
     print(f"text: {source}; {cfg.rounds} rounds: mean ± standard deviation (ratio to the first)")
 
 
-def describe_arm(path, config):
-    """What is known of a config before it is measured."""
-    if config.batch_bytes < config.block_size:
-        raise ValueError(f"{path}: batch_bytes={config.batch_bytes} is below block_size={config.block_size}")
-    with torch.device("meta"):
-        parameters = STLM(config).parameter_table()
-    arm = {"config": Path(path).stem, "parameters": parameters["total"], "tables": parameters["n-gram tables"]}
-    return arm | {"batch": f"{config.batch_bytes // config.block_size} x {config.block_size}", "rounds": []}
-
-
 def summarize_rounds(arm, first):
-    """Add mean, spread and ratio to the first arm's rounds of every figure that was measured."""
-    arm |= {key: arm["rounds"][0][key] for key in ("device", "training", "flops_per_byte")}
-    for key in arm["rounds"][0]:
-        values = [a[key] for a in arm["rounds"]]
-        if key not in arm and values[0] is not None:
+    """Of every figure that was measured, mean, spread and ratio to the first arm's rounds."""
+    for key, value in arm["rounds"][0].items():
+        arm[key], values = value, [a[key] for a in arm["rounds"]]
+        if isinstance(value, float):
             ratios = [v / a[key] for v, a in zip(values, first, strict=True)]
             ratio = {"mean": statistics.fmean(ratios), "min": min(ratios), "max": max(ratios)}
             arm[key] = {"mean": statistics.fmean(values), "std": statistics.pstdev(values), "ratio": ratio}
 
 
 def print_speed(arms):
-    """What is known of each arm, then a line for each figure: mean ± standard deviation (ratio to the first arm)."""
-    lines = [[key, *(str(a[key]) for a in arms)] for key in ("config", "parameters", "tables", "batch", "training")]
-    lines.append(["FLOPs per byte", *(f"{a['flops_per_byte']:,.0f}" for a in arms)])
-    for key in (k for k in arms[0]["rounds"][0] if isinstance(arms[0].get(k), dict)):
-        digits = 3 if key in ("first_byte_seconds", "mfu") else 0
-        cells = [(a[key]["mean"], a[key]["std"], a[key]["ratio"]["mean"]) for a in arms]
-        lines.append([key.replace("_", " "), *(f"{m:,.{digits}f} ± {s:,.{digits}f} ({r:.2f})" for m, s, r in cells)])
-    print_table(lines)
+    """A line for each thing that is known; of what was measured: mean ± standard deviation (ratio to the first arm)."""
+
+    def cell(value):
+        if not isinstance(value, dict):
+            return f"{value:,}" if isinstance(value, int) else str(value)
+        digits = 0 if value["mean"] > 100 else 3
+        return f"{value['mean']:,.{digits}f} ± {value['std']:,.{digits}f} ({value['ratio']['mean']:.2f})"
+
+    keys = [key for key in arms[0] if key not in ("config", "rounds", "device")]
+    lines = [[key.replace("_", " "), *(cell(a[key]) for a in arms)] for key in keys]
+    print_table([["", *(a["config"] for a in arms)], *lines])
 
 
 def print_table(lines):
@@ -233,34 +228,28 @@ def hub_items(task):
     """The items of a benchmark on the Hub, in the schema of the local files. Wording as in lm-evaluation-harness."""
     import datasets
 
-    def rows(path, config, split):
-        return datasets.load_dataset(path, config, split=split)
-
     if task == "blimp":
         for config in datasets.get_dataset_config_names("nyu-mll/blimp"):
-            for d in rows("nyu-mll/blimp", config, "train"):
+            for d in datasets.load_dataset("nyu-mll/blimp", config, split="train"):
                 sentences = [d["sentence_good"], d["sentence_bad"]]
                 yield {"context": "", "choices": sentences, "answer": 0, "group": d["UID"]}
     elif task == "arc_easy":
-        for d in rows("allenai/ai2_arc", "ARC-Easy", "test"):
+        for d in datasets.load_dataset("allenai/ai2_arc", "ARC-Easy", split="test"):
             answer = d["choices"]["label"].index(d["answerKey"])
             yield cloze(d["question"], d["choices"]["text"]) | {"answer": answer}
     elif task == "mmlu":
-        for d in rows("cais/mmlu", "all", "test"):
+        for d in datasets.load_dataset("cais/mmlu", "all", split="test"):
             yield cloze(d["question"].strip(), d["choices"]) | {"answer": d["answer"], "group": d["subject"]}
     elif task == "hellaswag":
         clean = lambda s: re.sub(r"\[.*?\]", "", s.strip().replace(" [title]", ". ")).replace("  ", " ")  # noqa: E731
-        for d in rows("Rowan/hellaswag", None, "validation"):
+        for d in datasets.load_dataset("Rowan/hellaswag", None, split="validation"):
             context = clean(f"{d['activity_label']}: {d['ctx_a']} {d['ctx_b'].capitalize()}")
             yield {"context": context, "choices": [f" {clean(e)}" for e in d["endings"]], "answer": int(d["label"])}
     elif task == "winogrande":
-        for d in rows("allenai/winogrande", "winogrande_xl", "validation"):
+        for d in datasets.load_dataset("allenai/winogrande", "winogrande_xl", split="validation"):
             before, after = d["sentence"].split("_")
             options = [before + d["option1"], before + d["option2"]]
             yield {"context_options": options, "continuation": f" {after.strip()}", "answer": int(d["answer"]) - 1}
-
-
-HUB_TASKS = ("blimp", "arc_easy", "hellaswag", "winogrande", "mmlu")
 
 
 def cloze(question, choices):
@@ -297,7 +286,11 @@ def pairs(item):
     return [(item["context"].encode(), c.encode()) for c in item["choices"]]
 
 
-@torch.no_grad()
+# An item to be scored: its place in the list; of each choice its symbols after EOT and where the continuation starts;
+# how many symbols all choices have in common
+Work = namedtuple("Work", "number rows starts common")
+
+
 def score(model, items, on_batch=lambda n: None, at_once=0):
     """log p(continuation | EOT, context): items, lists of (context, continuation) in bytes -> lists of (nats, greedy).
 
@@ -311,30 +304,31 @@ def score(model, items, on_batch=lambda n: None, at_once=0):
         starts = [1 + continuation_start(model.cfg, c, text) for (c, _), text in zip(item, texts, strict=True)]
         rows = [[model.eot, *text] for text in texts]
         alike = next((i for i, s in enumerate(zip(*rows, strict=False)) if len(set(s)) > 1), min(map(len, rows)))
-        work.append((min(alike, *starts), number, rows, starts))
-    work.sort(key=lambda w: (w[0] // 16, max(map(len, w[2]))), reverse=True)
+        work.append(Work(number, rows, starts, min(alike, *starts)))
+    work.sort(key=lambda w: (w.common // 16, max(map(len, w.rows))), reverse=True)
     while work:
-        batch, symbols = [], 0
-        while work and (not batch or symbols + sum(map(len, work[-1][2])) <= at_once):
+        batch, room = [], at_once
+        while work and (not batch or sum(map(len, work[-1].rows)) <= room):
             batch.append(work.pop())
-            symbols += sum(map(len, batch[-1][2]))
-        for (_, number, rows, _), scores in zip(batch, score_batch(model, batch), strict=True):
-            results[number] = scores
-            on_batch(len(rows))
+            room -= sum(map(len, batch[-1].rows))
+        for w, scores in zip(batch, score_batch(model, batch), strict=True):
+            results[w.number] = scores
+            on_batch(len(scores))
     return results
 
 
+@torch.no_grad()
 def score_batch(model, batch):
-    """Of each item of a batch, (common, number, rows, starts), the (nats, greedy) of each row from its start on."""
-    device, common = model.embed.weight.device, min(w[0] for w in batch)
-    rows, starts = [row for w in batch for row in w[2]], [start for w in batch for start in w[3]]
-    y = torch.full((len(rows), max(len(row) for row in rows) - common), PAD)
+    """The (nats, greedy) of every choice of every item of a batch."""
+    device, common = model.embed.weight.device, min(w.common for w in batch)
+    rows, starts = [row for w in batch for row in w.rows], [start for w in batch for start in w.starts]
+    y = torch.full((len(rows), max(map(len, rows)) - common), PAD)
     mask = torch.zeros(y.shape, dtype=torch.bool)
     for i, (row, start) in enumerate(zip(rows, starts, strict=True)):
         y[i, : len(row) - common] = torch.tensor(row[common:])
         mask[i, start - common : len(row) - common] = True
-    y, item_of = y.to(device), torch.tensor([i for i, w in enumerate(batch) for _ in w[2]], device=device)
-    x, state = model.read(torch.tensor([w[2][0][:common] for w in batch], device=device), model.start(len(batch)))
+    y, item_of = y.to(device), torch.tensor([i for i, w in enumerate(batch) for _ in w.rows], device=device)
+    x, state = model.read(torch.tensor([w.rows[0][:common] for w in batch], device=device), model.start(len(batch)))
     x = x[item_of, -1:]  # (rows, 1, E): what predicts the first of y
     if y.size(1) > 1:
         x = torch.cat((x, model.read(y[:, :-1], rows_of(state, item_of))[0]), dim=1)
@@ -342,7 +336,7 @@ def score_batch(model, batch):
     logp = -F.cross_entropy(logits.transpose(1, 2), y, reduction="none").cpu().double()
     greedy = ((logits.argmax(dim=2) == y).cpu() | ~mask).all(dim=1).tolist()
     scores = iter(zip((logp * mask).sum(dim=1).tolist(), greedy, strict=True))
-    return [[next(scores) for _ in w[2]] for w in batch]
+    return [[next(scores) for _ in w.rows] for w in batch]
 
 
 def grade(item, logp):
@@ -373,19 +367,16 @@ def summary(items, grades):
 
 
 def benchmark(model, task, items, cfg):
-    total = len(items)
-    if cfg.limit and cfg.limit < total:
-        chosen = np.random.default_rng(cfg.seed).choice(total, cfg.limit, replace=False)
-        items = [items[i] for i in sorted(chosen)]
-    work = [pairs(item) for item in items]
-    tick = time.perf_counter()
-    with tqdm(total=sum(map(len, work)), desc=task, unit=" choices", disable=None) as bar:
-        scores = score(model, work, bar.update)
-    found = summary(items, [grade(item, [nats for nats, _ in v]) for item, v in zip(items, scores, strict=True)])
-    kinds = {"context_options": "what follows each option", "context": "each choice's text (cloze)"}
-    kinds = {next((v for k, v in kinds.items() if i.get(k)), "whole sentences") for i in items}
-    terms = {"scored": ", ".join(sorted(kinds)), "of": total, "limit_seed": cfg.seed}
-    return terms | {"seconds": round(time.perf_counter() - tick, 1)} | found
+    """The figures of a task, of all its items or of a random cfg.limit of them."""
+    work, start = items, time.perf_counter()
+    if cfg.limit and cfg.limit < len(items):
+        chosen = np.random.default_rng(cfg.seed).choice(len(items), cfg.limit, replace=False)
+        work = [items[i] for i in sorted(chosen)]
+    choices = [pairs(item) for item in work]
+    with tqdm(total=sum(map(len, choices)), desc=task, unit=" choices", disable=None) as bar:
+        scores = score(model, choices, bar.update)
+    found = summary(work, [grade(item, [nats for nats, _ in v]) for item, v in zip(work, scores, strict=True)])
+    return found | {"of": len(items), "limit_seed": cfg.seed, "seconds": round(time.perf_counter() - start, 1)}
 
 
 def evaluate(cfg):
@@ -404,10 +395,7 @@ def evaluate(cfg):
     result = {"weights": path.name} | {key: checkpoint[key] for key in ("step", "elapsed", "commit")}
     old = json.loads((out / "eval.json").read_text(encoding="utf-8")) if (out / "eval.json").is_file() else {}
     result = {"tasks": {}} | (old if result.items() <= old.items() else result)  # other figures of these weights stay
-    print(
-        f"{path}: step {checkpoint['step']}, {checkpoint['parameters']['total']:,} parameters, {device}",
-        file=sys.stderr,
-    )
+    print(f"{path}: step {checkpoint['step']}, {device}", file=sys.stderr)
     dtype = pick_dtype("float32" if cfg.dtype == "auto" else cfg.dtype, device)[0]
     how = {"device": str(device), "dtype": str(dtype)[6:], "torch": torch.__version__}
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
@@ -476,7 +464,7 @@ def print_scores(result, tasks, text):
         v = result["tasks"][task]
         n = f"{v['n']:,}" + (f" of {v['of']:,}" if v["n"] < v["of"] else "")
         metrics = [percent(v, m) for m in ("acc", "acc_norm", "acc_bytes")]
-        lines.append([f"{task}: {v['scored']}", n, *metrics, f"{v['chance']:.1%}"])
+        lines.append([task, n, *metrics, f"{v['chance']:.1%}"])
     if len(lines) > 1:
         print_table(lines)
     figures = {text: result["texts"][text]} if text else {}

@@ -164,6 +164,6 @@ def commit():
 
 def duration(seconds):
     """1:02:03, or days."""
-    if seconds >= 2 * 86400:
-        return f"{seconds / 86400:,.0f} days"
+    if seconds >= 86400:
+        return f"{seconds / 86400:.1f} days"
     return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02}:{int(seconds) % 60:02}"

@@ -338,15 +338,15 @@ class STLM(nn.Module):
         symbols before idx, NONE where the text has not begun."""
         (B, T), V = idx.shape, self.vocab_size
         seen = torch.cat((tail, idx), dim=1)
-        rows, where = [self.embed.weight], [idx]
+        tables, where = [self.embed.weight], [idx]
         for i, length in enumerate(self.cfg.match_lengths):
-            rows.append(self.match[i] * self.embed.weight)
+            tables.append(self.match[i] * self.embed.weight)
             found = matches(seen, length, T, self.cfg.block_size)
             where.append(torch.where(found == NONE, NONE, found + V * (i + 1)))
         # one bag per byte: many look-ups in few rows, whose backward takes a third of a step where it is not one kernel
-        rows = torch.cat((*rows, rows[0].new_zeros(1, rows[0].size(1))))
-        where = torch.stack(where, dim=-1) % len(rows)  # NONE: the row of zeros, the last
-        x = F.embedding_bag(where.flatten(0, 1), rows, mode="sum", padding_idx=len(rows) - 1).view(B, T, -1)
+        table = torch.cat((*tables, tables[0].new_zeros(1, tables[0].size(1))))
+        where = torch.stack(where, dim=-1) % len(table)  # NONE: the row of zeros, the last
+        x = F.embedding_bag(where.flatten(0, 1), table, mode="sum", padding_idx=len(table) - 1).view(B, T, -1)
         if self.grams is not None:
             x = x + self.from_grams(self.grams(self.gram_indices(seen, T)).flatten(2))
         return self.dropout(norm(x))

@@ -18,10 +18,8 @@ class Muon(torch.optim.Optimizer):
         by_shape = {}
         for p in params:
             by_shape.setdefault(p.shape, []).append(p)
-        self.dtype = dtype
-        super().__init__(
-            [{"params": ps} for ps in by_shape.values()], {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
-        )
+        self.dtype, defaults = dtype, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
+        super().__init__([{"params": same_shape} for same_shape in by_shape.values()], defaults)
 
     @torch.no_grad()
     def step(self):
@@ -53,8 +51,7 @@ def make_optimizers(model, cfg, muon_dtype):
     """Muon for the matrices of the layers, AdamW for everything that is looked up or is one filter per channel."""
     matrices = {id(m.weight): m.weight for m in model.modules() if isinstance(m, torch.nn.Linear)}
     others = [p for p in model.parameters() if id(p) not in matrices]
-    n = sum(p.numel() for p in matrices.values()) + sum(p.numel() for p in others)
-    assert n == sum(p.numel() for p in model.parameters()), "the optimizers do not hold the whole model"
+    assert len(matrices) + len(others) == len(list(model.parameters())), "the optimizers do not hold the whole model"
     adam = torch.optim.AdamW(others, lr=cfg.adam_lr, betas=(cfg.beta1, cfg.beta2), weight_decay=0.0, fused=True)
     optimizers = [Muon(matrices.values(), cfg.muon_lr, cfg.momentum, cfg.weight_decay, muon_dtype), adam]
     for group in (g for o in optimizers for g in o.param_groups):

@@ -54,7 +54,7 @@ PRESETS = {  # name: (Hub dataset or URL, its configuration, its text column, wh
 ROWS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}  # a document per row
 VAL_CAP = 10_000_000  # bytes: more would only make evaluation slow
 HUB_CAP = 1_000_000_000  # bytes taken from the network unless --max_bytes says otherwise
-FEW = 20  # documents: below this, a hash per document is too coarse a coin
+FEW = 20  # documents: with fewer, a hash of each would split the text too unevenly
 
 
 @dataclass
@@ -266,42 +266,41 @@ class Split:
         return info | ({"text_sha256": self.text_hash.hexdigest()} if self.encoding else {})  # (bytes are the text)
 
 
-def fill(train, val, sources, val_sources, cfg, cap, share):
+def fill(train, val, sources, val_sources, cfg, cap, val_fraction):
     """Send every document where it belongs. Returns (the rule in words, the lowest hash seen)."""
     for source in val_sources:
         for document in source.documents():
             if val.bytes < VAL_CAP:
-                val.add(halves(document(), VAL_CAP - val.bytes)[0])
+                val.add(cut_at(VAL_CAP - val.bytes, document())[0])
     documents = itertools.chain.from_iterable(source.documents() for source in sources)
     first = list(itertools.islice(documents, FEW))
     by_position = len(first) < FEW and not val_sources
-    lowest, left, held = 1.0, cap or float("inf"), set()
+    lowest, left, in_val = 1.0, cap or float("inf"), set()
     for document in itertools.chain(first, documents):
         if left <= 0:
             break
-        pieces = halves(document(), left)[0]
+        pieces = cut_at(left, document())[0]
         if val_sources:
             left -= train.add(pieces)
             continue
-        size, coin = measure(halves(document(), left)[0])
+        size, document_hash = measure(cut_at(left, document())[0])
         if by_position:
-            for split, half in zip(
-                (train, val), halves(pieces, max(int(size * (1 - share)), size - VAL_CAP + val.bytes)), strict=True
-            ):
-                split.add(half)
+            border = max(int(size * (1 - val_fraction)), size - VAL_CAP + val.bytes)
+            for split, part in zip((train, val), cut_at(border, pieces), strict=True):
+                split.add(part)
         elif size:
-            lowest = min(lowest, coin)
-            if coin <= share and val.bytes + size <= VAL_CAP:
-                held.add(coin)
+            lowest = min(lowest, document_hash)
+            if document_hash <= val_fraction and val.bytes + size <= VAL_CAP:
+                in_val.add(document_hash)
                 val.add(pieces)
-            elif coin not in held:  # (what val holds already must not come to train because val is full)
+            elif document_hash not in in_val:  # (a copy of what val holds must not come to train because val is full)
                 train.add(pieces)
         left -= size
     if val_sources:
         return "a validation split of its own", lowest
     if by_position:
-        return f"{len(first)} documents, fewer than {FEW}: each cut at {1 - share:g} of its length", lowest
-    return f"by the hash of each document, {share:.3g} of them to val", lowest
+        return f"{len(first)} documents, fewer than {FEW}: each cut at {1 - val_fraction:g} of its length", lowest
+    return f"by the hash of each document, {val_fraction:.3g} of them to val", lowest
 
 
 def measure(pieces):
@@ -313,12 +312,12 @@ def measure(pieces):
     return size, int.from_bytes(digest.digest()[:8], "big") / 2**64
 
 
-def halves(pieces, cut):
-    """A document's pieces up to byte `cut` (to the end of that character), and the others: use up the first first."""
+def cut_at(n, pieces):
+    """A document's pieces up to byte n (to the end of that character), and those after it, to be read in this order."""
     pieces, rest = iter(pieces), []
 
-    def first():
-        left = cut
+    def before():
+        left = n
         for piece in pieces:
             if len(piece) > left:
                 at = int(left)
@@ -330,7 +329,7 @@ def halves(pieces, cut):
             left -= len(piece)
             yield piece
 
-    return first(), (piece for part in (rest, pieces) for piece in part)
+    return before(), (piece for part in (rest, pieces) for piece in part)
 
 
 # --- the run ------------------------------------------------------------------------------------------------------
@@ -404,18 +403,18 @@ def main(argv=None):
 
 def write(work, name, words, sources, val_sources, cfg, cap, total):
     """Fill `work` with train.bin, val.bin and meta.json."""
-    share = cfg.val_fraction
+    val_fraction = cfg.val_fraction
     packed = any(p.suffix == ".parquet" for s in sources for p in s.files)  # its text is several times its size
     for _ in range(2):
         with tqdm(total=None if packed else total, unit="B", unit_scale=True, desc=name, disable=None) as bar:
             splits = {split: Split(work / f"{split}.bin", cfg.encoding(), bar) for split in ("train", "val")}
             try:
-                rule, lowest = fill(splits["train"], splits["val"], sources, val_sources, cfg, cap, share)
+                rule, lowest = fill(splits["train"], splits["val"], sources, val_sources, cfg, cap, val_fraction)
             finally:
                 info = {split: s.close() for split, s in splits.items()}
         if info["val"]["bytes"] or lowest == 1:
             break
-        share = lowest  # no document fell on val's side: once more, with the line at the lowest hash
+        val_fraction = lowest  # no document fell on val's side: once more, with the lowest hash there
     if not info["train"]["bytes"] + info["val"]["bytes"]:
         raise ValueError(f"there is no text in {', '.join(words)}")
     for split, other in (("train", "val"), ("val", "train")):

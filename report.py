@@ -138,14 +138,13 @@ HEADS += ["training", "bytes/s", "device", *TASKS.values(), "status", ""]
 
 
 def datasets(runs):
-    """[(name of the data, bytes of its val, rows)], since bpb compares within one val file only."""
+    """[(name of the data, bytes of its val, experiments)], since bpb compares within one val file only."""
     by_val = defaultdict(list)
     for run in runs:
         by_val[run["val"]].append(run)
-    found = [
-        (min((r["dataset"] for r in group), key=len), val[1], experiments_of(group)) for val, group in by_val.items()
-    ]
-    return sorted(found, key=lambda d: (d[0], d[1]))
+    name = lambda group: min((r["dataset"] for r in group), key=len)  # noqa: E731
+    found = [(name(group), val[1], experiments_of(group)) for val, group in by_val.items()]
+    return sorted(found, key=lambda d: d[:2])
 
 
 def markdown(runs):
@@ -178,40 +177,28 @@ def write_table(path, text):
 # --- pictures --------------------------------------------------------------------------------------------------------
 
 
-def peers():
-    """Figures of other projects: [{"name", "val_bytes", "parameters", "seconds", "bpb", "source"}]."""
-    path = Path("results/peers.json")
-    return read_json(path)["peers"] if path.is_file() else []
-
-
 def draw(runs, path=Path("results/bpb_parameters.png")):
-    """Draw val bpb against parameters, a panel for each val file of several experiments. Returns the paths written.
-
-    Runs under a folder called `trials` are in the table only.
-    """
+    """Draw val bpb against parameters, a panel for each val file of several experiments. Returns the paths written."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
     from matplotlib.ticker import EngFormatter, LogLocator
 
-    done = [r for r in runs if r["status"] == "finished" and r["bpb"] is not None and "trials" not in r["folder"].parts]
+    done = [r for r in runs if r["status"] == "finished" and r["bpb"] is not None]
     panels = [p for p in datasets(done) if len(p[2]) > 1]
     if not panels:
         return []
-    size = (6.2 * len(panels), 4.8)
-    figure, axes = plt.subplots(1, len(panels), figsize=size, layout="constrained", squeeze=False)
+    shape = {"figsize": (6.2 * len(panels), 4.8), "layout": "constrained", "squeeze": False}
+    figure, axes = plt.subplots(1, len(panels), **shape)
     for ax, (name, val_bytes, experiments) in zip(axes[0], panels, strict=True):
         ax.set(title=name, xlabel="parameters", ylabel="val bits per byte", xscale="log")
         ax.grid(alpha=0.3)
         points(ax, experiments, val_bytes)
         ax.xaxis.set_major_formatter(EngFormatter(sep=""))
         ax.xaxis.set_minor_formatter("")
-        ax.margins(y=0.15)
-        low, high = ax.dataLim.intervalx
-        wide = max(10, high / low)
-        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if wide < 100 else (1, 3)))
-        ax.set_xlim(low / wide**0.2, high * wide**0.6)  # names stand to the right of their points
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        ax.margins(x=0.4, y=0.15)  # names stand to the right of their points
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100)
     plt.close(figure)
@@ -220,8 +207,9 @@ def draw(runs, path=Path("results/bpb_parameters.png")):
 
 def points(ax, experiments, val_bytes):
     """val bpb against parameters: the mean of the seeds, lowest to highest; other projects as grey crosses."""
-    names = []  # [(x, bpb, name, color)]
-    for peer in (p for p in peers() if p["val_bytes"] == val_bytes):
+    names, path = [], Path("results/peers.json")  # [(x, bpb, name, color)]
+    peers = read_json(path)["peers"] if path.is_file() else []
+    for peer in (p for p in peers if p["val_bytes"] == val_bytes):
         ax.plot(peer["parameters"], peer["bpb"], "x", color="grey", ms=8)
         names.append((peer["parameters"], peer["bpb"], peer["name"], "grey"))
     colors = {"space": "tab:red", "fixed": "tab:orange", "none": "tab:blue", "gpt2": "tab:green"}
@@ -259,15 +247,12 @@ def points(ax, experiments, val_bytes):
 def running(runs):
     """A line for each run that is going on, from its log."""
     for r in (r for r in runs if r["status"] == "running"):
-        last = r["log"][-1] if r["log"] else {}
-        left = f"{duration(r['seconds'] / r['share'] * max(0, 1 - r['share']))} left" if r["share"] > 0 else "starting"
-        loss = next(
-            (f"train {e['bpb']:.3f} bpb" for e in reversed(r["log"]) if e["event"] == "train" and "bpb" in e), ""
-        )
-        best = min((e["bpb"] for e in r["log"] if e["event"] == "eval" and "bpb" in e), default=None)
-        parts = [f"{r['folder']}: step {last.get('step', 0):,} ({min(1, r['share']):.0%})", loss]
-        parts += [f"best val {best:.3f}" if best else "", left, f"last heard {r['silent']:.0f} s ago"]
-        yield " | ".join(p for p in parts if p)
+        train, val = ([e["bpb"] for e in r["log"] if e["event"] == event] for event in ("train", "eval"))
+        parts = [f"{r['folder']}: step {r['log'][-1]['step']:,} ({min(1, r['share']):.0%})"]
+        parts += [f"train {train[-1]:.3f} bpb"] if train else []
+        parts += [f"best val {min(val):.3f}"] if val else []
+        left = duration(r["seconds"] / r["share"] * max(0, 1 - r["share"])) if r["share"] > 0 else "unknown time"
+        yield " | ".join([*parts, f"{left} left", f"last heard {r['silent']:.0f} s ago"])
 
 
 def main(argv=None):

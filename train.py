@@ -83,8 +83,9 @@ def main(argv=None):
         run.save(run.last, raw_model, optimizers)
         if run.interrupted and run.progress() < 1:
             return run.interrupt()
-        run.log_evaluation(bits_per_byte(raw_model, val_data, cfg.block_size, machine=machine), raw_model)
-        return run.finish()
+        result = bits_per_byte(raw_model, val_data, cfg.block_size, machine=machine)
+        run.log_evaluation(result, raw_model)
+        return run.finish(result)
 
 
 # --- before the first step -------------------------------------------------------------------------------------------
@@ -104,7 +105,7 @@ def read_config(argv):
     path = out / "last.pt"
     checkpoint = load_checkpoint(path)
     old = build(Config, known_values(checkpoint["config"], Config, path), path)
-    for key in sorted(cfg.given - MAY_CHANGE):
+    for key in sorted(cfg.explicit - MAY_CHANGE):
         if getattr(cfg, key) != getattr(old, key):
             may = ", ".join(sorted(MAY_CHANGE - {"resume", "overwrite", "init_from"}))
             both = f"{key}={getattr(cfg, key)!r}, but {path} has {getattr(old, key)!r}"
@@ -122,18 +123,17 @@ def find_dataset(cfg, run):
     cfg.dataset = newest_dataset(cfg)
     if cfg.dataset:
         run.say(f"dataset={cfg.dataset}, the newest in {cfg.data_dir} for tokenizer={cfg.tokenizer}")
-    elif cfg.tokenizer == "gpt2":
-        vocabulary = f" --gpt2_vocab={cfg.gpt2_vocab}" if cfg.gpt2_vocab != Config.gpt2_vocab else ""
-        command = f"python prepare.py SOURCE --tokenizer=gpt2{vocabulary}"
-        raise ValueError(f"{cfg.data_dir} has no dataset for this config's tokenizer: {command} makes one")
-    elif run.machine.world > 1:
-        raise ValueError(f"{cfg.data_dir} has no dataset: python prepare.py makes one (see its --help)")
-    else:
+    elif cfg.tokenizer == "bytes" and run.machine.world == 1:
         import prepare
 
         run.say("there is no dataset yet; running: python prepare.py")
         prepare.main([f"--data_dir={cfg.data_dir}"])
         cfg.dataset = "stdlib"
+    else:
+        command = "python prepare.py" + f" SOURCE --tokenizer=gpt2 --gpt2_vocab={cfg.gpt2_vocab}" * (
+            cfg.tokenizer == "gpt2"
+        )
+        raise ValueError(f"no dataset for tokenizer={cfg.tokenizer} in {cfg.data_dir}: {command} makes one")
 
 
 class Batches:
@@ -145,9 +145,9 @@ class Batches:
         if len(data.symbols) < T + 1:
             have = f"{cfg.dataset} has {len(data.symbols)} symbols to train on"
             raise ValueError(f"{have}; block_size={T} needs at least {T + 1}")
-        self.rows = cfg.batch_bytes // T  # over all processes
-        self.micro_batch = min(cfg.micro_batch or self.rows, max(1, self.rows // world))
-        self.accumulation = self.rows // (self.micro_batch * world)
+        self.n_rows = cfg.batch_bytes // T  # over all processes
+        self.micro_batch = min(cfg.micro_batch or self.n_rows, max(1, self.n_rows // world))
+        self.accumulation = self.n_rows // (self.micro_batch * world)
         self.symbols = self.accumulation * self.micro_batch * world * T
         if self.symbols != cfg.batch_bytes:
             unit = self.micro_batch * world * T
@@ -158,17 +158,15 @@ class Batches:
 
     def at(self, step):
         """This process's rows, (rows / world, T + 1) on its device."""
-        m = self.machine
-        batch = self.data.batch(self.cfg.seed, step, self.rows, self.cfg.block_size, m.rank, m.world)
-        batch, cuda = torch.from_numpy(batch), m.device.type == "cuda"
-        batch = batch.pin_memory() if cuda else batch  # pinned, it is copied while the steps before still run
-        return batch.to(m.device, non_blocking=cuda)
+        m, cuda = self.machine, self.machine.device.type == "cuda"
+        rows = self.data.batch(self.cfg.seed, step, self.n_rows, self.cfg.block_size, m.rank, m.world)
+        rows = torch.from_numpy(rows).pin_memory() if cuda else torch.from_numpy(rows)
+        return rows.to(m.device, non_blocking=cuda)  # (pinned, they are copied while the steps before still run)
 
     def __str__(self):
-        shape = (
-            f"{self.accumulation} x {self.micro_batch} rows x {self.cfg.block_size} x {self.machine.world} processes"
-        )
-        return f"a step: {shape} = {self.symbols:,} of {len(self.data.symbols):,} symbols"
+        passes = f"{self.accumulation} x {self.micro_batch} rows x {self.cfg.block_size}"
+        total = f"{self.symbols:,} of {len(self.data.symbols):,} symbols"
+        return f"a step: {passes} x {self.machine.world} processes = {total}"
 
 
 def make_model(cfg, checkpoint):
@@ -199,9 +197,8 @@ class Run:
     def __init__(self, cfg, machine, checkpoint):
         self.cfg, self.machine, self.writes, self.out = cfg, machine, machine.rank == 0, Path(cfg.out_dir)
         self.last, self.best_path = self.out / "last.pt", self.out / "best.pt"
-        saved = checkpoint or {"step": 0, "elapsed": 0.0}
-        self.step, self.elapsed = saved["step"], saved["elapsed"]
-        self.warmup_from = saved.get("warmup_from")
+        saved = checkpoint or {"step": 0, "elapsed": 0.0, "warmup_from": None}
+        self.step, self.elapsed, self.warmup_from = saved["step"], saved["elapsed"], saved.get("warmup_from", 0.0)
         self.best = load_checkpoint(self.best_path)["best"] if checkpoint and self.best_path.exists() else math.inf
         self.log, self.info, self.signals, self.interrupted = [], {}, [], False
 
@@ -217,14 +214,14 @@ class Run:
         self.say(why)
         self.say("parameters (the head is the embedding):")
         self.say("\n".join(f"  {part:<14} {n:>12,}" for part, n in parameters.items()))
-        self.say(str(batches))
+        length = f"{cfg.max_steps:,} steps" if cfg.max_steps else f"{cfg.max_seconds:g} seconds"
+        self.say(f"{batches}\ntraining for {length}; Ctrl-C saves and stops")
         self.model_flops, self.batches = model.flops_per_symbol(), batches
         self.dtypes = {"dtype": str(machine.dtype)[6:], "muon_dtype": str(machine.muon_dtype)[6:]}
         versions = {"torch": torch.__version__, "python": platform.python_version(), "platform": platform.platform()}
-        self.info = {"command": shlex.join(["train.py", *argv]), "config": dataclasses.asdict(cfg)}
+        self.info = {"command": shlex.join(["train.py", *argv]), "config": dataclasses.asdict(cfg), "commit": commit()}
         self.info |= {"parameters": parameters, "data": batches.data.meta, "device": machine.name, "why": why}
         self.info |= {"processes": machine.world, "threads": torch.get_num_threads(), "versions": versions}
-        self.info |= {"commit": commit()}
         if self.warmup_from is None:  # (what is done before the first step was compiling)
             self.warmup_from = self.progress()
         if self.writes:
@@ -234,9 +231,8 @@ class Run:
                 for name in ("last.pt", "best.pt", "log.jsonl", "run.json", "loss.png", "eval.json"):
                     (self.out / name).unlink(missing_ok=True)
             elif path.exists():
-                lines = path.read_text(encoding="utf-8").splitlines()
-                events = [json.loads(line) for line in lines if line.endswith("}")]  # (a killed run leaves half a line)
-                self.log = [e for e in events if e["step"] <= self.step]
+                lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+                self.log = [e for e in map(json.loads, lines) if e["step"] <= self.step]
                 write_atomically(path, lambda f: f.write("".join(json.dumps(e) + "\n" for e in self.log).encode()))
         self.status("running")
         self.record("start")
@@ -263,7 +259,7 @@ class Run:
         self.signals.append(number)
 
     def start_clock(self):
-        self.since, self.logged = time.perf_counter(), (self.step, self.elapsed)
+        self.clock_from, self.logged = time.perf_counter(), (self.step, self.elapsed)
 
     def stop_clock(self):
         """Before what is no training time: evaluation and saving."""
@@ -273,9 +269,9 @@ class Run:
     def read_clock(self):
         """Add the time that has passed; every process follows rank 0's clock, and a signal that any of them got."""
         now = time.perf_counter()
-        elapsed = self.elapsed + now - self.since if self.machine.rank == 0 else 0.0
+        elapsed = self.elapsed + now - self.clock_from if self.machine.rank == 0 else 0.0
         self.elapsed, signals = self.machine.sum([elapsed, len(self.signals)])
-        self.since, self.interrupted = now, signals > 0
+        self.clock_from, self.interrupted = now, signals > 0
 
     def tick(self):
         """A step is done."""
@@ -316,25 +312,23 @@ class Run:
 
     def log_step(self, loss, norm, lr_scale):
         """Print and log the mean loss of a step's batch, in nats, and its gradient's norm. ValueError if not finite."""
-        cfg, data, step = self.cfg, self.batches.data, self.step
-        loss, norm = self.machine.sum([loss.item()])[0] / self.machine.world, norm.item()
+        cfg, machine, data, step = self.cfg, self.machine, self.batches.data, self.step
+        loss, norm = machine.sum([loss.item()])[0] / machine.world, norm.item()
         if not (math.isfinite(loss) and math.isfinite(norm)):
             self.record("failed", loss=str(loss), norm=str(norm))
             rates = f"muon_lr is {cfg.muon_lr * lr_scale:.3g}, adam_lr {cfg.adam_lr * lr_scale:.3g}: lower them"
             last = f"last good checkpoint: {self.last if self.last.exists() else 'none yet'}"
             raise ValueError(f"step {step}: loss {loss}, gradient norm {norm}; {rates}; {last}")
         symbols_per_second = (step - self.logged[0]) * self.batches.symbols / max(1e-9, self.elapsed - self.logged[1])
-        speed, peak = symbols_per_second * data.bytes_per_symbol, self.machine.peak_flops()
-        mfu = f"{symbols_per_second * self.model_flops / peak / self.machine.world:.1%}" if peak else "n/a"
+        speed, peak = symbols_per_second * data.bytes_per_symbol, machine.peak_flops()
+        mfu = f"{symbols_per_second * self.model_flops / peak / machine.world:.1%}" if peak else "n/a"
         bpb = loss / math.log(2) / data.bytes_per_symbol
         self.record("train", bpb=bpb, norm=norm, lr_scale=lr_scale, bytes_per_second=round(speed), mfu=mfu)
         left = self.elapsed / self.progress() * max(0, 1 - self.progress())
         line = f"step {step} | train {bpb:.4f} bpb | norm {norm:.2f} | {speed:,.0f} bytes/s | mfu {mfu}"
-        line += f" | {duration(left)} left"
-        if step == 1 and left > 86400:
-            line += " at this speed: --max_seconds=3600 would train for an hour"
-        final = self.done() or self.is_due(cfg.eval_interval) or step == 1
-        self.say(line, end="   \r" if sys.stdout.isatty() and not final else "\n")
+        advice = " at this speed; --max_seconds=3600 trains for an hour" if step == 1 and left > 86400 else ""
+        stays = self.done() or self.is_due(cfg.eval_interval) or step == 1 or not sys.stdout.isatty()
+        self.say(f"{line} | {duration(left)} left{advice}", end="\n" if stays else "   \r")
         self.logged = (step, self.elapsed)
 
     def log_evaluation(self, result, model):
@@ -345,8 +339,6 @@ class Run:
         if result["bpb"] < self.best:
             self.best = result["bpb"]
             self.save(self.best_path, model)
-        self.status("running")
-        self.val_bpb = result["bpb"]
 
     def interrupt(self):
         """Stopped by a signal. Returns the exit status."""
@@ -355,10 +347,10 @@ class Run:
         self.say(f"stopped by a signal after step {self.step}; {self.last} is saved, --resume goes on")
         return 130
 
-    def finish(self):
-        """The verdict of the last evaluation, which was that of the whole val file. Returns the exit status."""
-        n_bytes = self.step * self.batches.symbols * self.batches.data.bytes_per_symbol
-        verdict = {"val_bpb": f"{self.val_bpb:.4f}", "val_nats": f"{self.val_bpb * math.log(2):.4f}"}
+    def finish(self, result):
+        """The verdict of an evaluation on the whole val file. Returns the exit status."""
+        n_bytes, bpb = self.step * self.batches.symbols * self.batches.data.bytes_per_symbol, result["bpb"]
+        verdict = {"val_bpb": f"{bpb:.4f}", "val_nats": f"{bpb * math.log(2):.4f}"}
         verdict |= {"params": self.info["parameters"]["total"], "steps": self.step, "seconds": f"{self.elapsed:.1f}"}
         verdict |= {"bytes_per_second": round(n_bytes / self.elapsed)}
         self.record("end", **verdict)
@@ -391,11 +383,14 @@ def draw_losses(log, path):
 
 
 if __name__ == "__main__":
-    code, says = 1, int(os.environ.get("RANK", 0)) == 0  # of several processes one says what is wrong
+    code = 1
     try:
         code = main()
     except (ValueError, OSError) as e:
-        print(f"train.py: {e}" if says else "", end="\n" * says, file=sys.stderr)
+        time.sleep(
+            3 * (os.environ.get("RANK", "0") != "0")
+        )  # where all fail alike, torchrun stops those that wait here
+        print(f"train.py: {e}", file=sys.stderr)
     except KeyboardInterrupt:
         print("train.py: stopped at once; the newest checkpoint is whole, --resume goes on with it", file=sys.stderr)
     finally:

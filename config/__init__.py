@@ -78,6 +78,8 @@ class Config(ModelConfig):
             high = 1 if key in ("dropout", "warmup", "decay", "momentum", "beta1", "beta2") else math.inf
             if not low <= value <= high or (key == "dropout" and value == 1):
                 raise ValueError(f"{key}={value} must be between {low} and {high}")
+        if self.batch_bytes < self.block_size:
+            raise ValueError(f"batch_bytes={self.batch_bytes} must be at least block_size={self.block_size}")
         if self.warmup + self.decay > 1:
             raise ValueError(f"warmup={self.warmup} + decay={self.decay} must be at most 1")
         if self.resume and (self.overwrite or self.init_from):
@@ -181,8 +183,8 @@ def parse(cls, argv, usage, default_file=None, either=()):
 
     Returns (config, words): words are the arguments without dashes that are not a config file (one is looked for
     where `default_file` is given: the first word that ends in .py). config.from_command_line holds the keys that stood
-    there, config.given also those of a file that the user named. Of the keys in `either`, one on the command line drops
-    the file's. `--help` prints `usage` and every knob, and exits.
+    there, config.explicit also those of a file that the user named. Of the keys in `either`, one on the command line
+    drops the file's. `--help` prints `usage` and every knob, and exits.
     """
     if "--help" in argv or "-h" in argv:
         print(usage.strip() + "\n\n" + describe(cls))
@@ -200,7 +202,7 @@ def parse(cls, argv, usage, default_file=None, either=()):
     if given.keys() & set(either):  # of keys that exclude each other, the command line drops the file's
         values = {k: v for k, v in values.items() if k not in either}
     config = build(cls, values | given, where)
-    config.from_command_line, config.given = set(given), in_file | set(given)
+    config.from_command_line, config.explicit = set(given), in_file | set(given)
     return config, words
 
 

@@ -1,7 +1,7 @@
 """The first run: 3 minutes on a laptop's CPU. On Python's own standard library it then writes Python-looking text.
 
 About a million parameters in the same shape as the large configs: bytes, patches that end at spaces and punctuation, a
-small trunk, a table of hashed n-grams, six n-gram heads.
+small trunk, a table of hashed n-grams, six n-gram matches.
 """
 
 max_seconds = 180

@@ -1,7 +1,7 @@
 """10M parameters, no pooling: what stlm_10m has to beat.
 
-A plain byte transformer with the other improvements (Muon, Canon layers, n-gram heads, rotary positions, ReLU^2, a tied
-embedding), but for the n-gram table: its layers get those parameters.
+A plain byte transformer with the other improvements (Muon, Canon layers, n-gram matches, rotary positions, ReLU^2, a
+tied embedding), but for the n-gram table: its layers get those parameters.
 Each byte pays for the whole trunk, so it reads several times fewer bytes in the same time than its pooled twin.
 """
 

@@ -10,10 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 WORDS = ["the", "of", "and", "to", "in", "is", "that", "for", "it", "as", "was", "with", "be", "by", "on", "not", "he"]
 
+
+# the models of the tests are tiny; and where other work keeps a core busy, two threads wait for each other
+torch.set_num_threads(1)
 
 # a shell has its background jobs ignore Ctrl-C, and what they start inherits that; here scripts are interrupted
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -313,6 +313,7 @@ def test_without_the_hub_what_can_be_scored_is_scored(at_home, capsys, monkeypat
 SIZES = "n_layer=1\nn_head=2\nn_embd=32\nn_local_embd=16\nblock_size=64\nbatch_bytes=512\nmax_steps=1\n"
 
 
+@pytest.mark.slow
 def test_speed_measures_every_arm_in_every_round(tmp_path):
     """No figure of a busy machine is asserted; what follows from the configs is."""
     (tmp_path / "a.py").write_text(f'"""A."""\n{SIZES}')
@@ -320,14 +321,14 @@ def test_speed_measures_every_arm_in_every_round(tmp_path):
     args = ["--rounds=2", "--seconds=0.1", "--device=cpu", "--dtype=float32", "--json"]
     done = run("bench.py", "speed", tmp_path / "a.py", tmp_path / "wide.py", *args, cwd=tmp_path)
     a, wide = json.loads(done.stdout)["arms"]
-    assert len(a["rounds"]) == len(wide["rounds"]) == 2 and a["training"] == "float32, eager" and "mfu" not in a
+    assert len(a["rounds"]) == len(wide["rounds"]) == 2 and a["training"] == "float32, eager" and a["mfu"] is None
     assert a["parameters"] < wide["parameters"] and wide["flops_per_byte"] > 5 * a["flops_per_byte"]
     keys = ["train_bytes_per_second", "first_byte_seconds", "generate_16_texts"]
     for key in keys + [f"generate_at_{n}" for n in (512, 1024, 2048, 4096)]:
         assert a[key]["ratio"] == {"mean": 1, "min": 1, "max": 1} and wide[key]["mean"] > 0
         ratios = [w[key] / v[key] for v, w in zip(a["rounds"], wide["rounds"], strict=True)]
         assert wide[key]["ratio"] == {"mean": pytest.approx(sum(ratios) / 2), "min": min(ratios), "max": max(ratios)}
-    assert sys.platform != "linux" or 5e7 < a["peak_memory_bytes"]["mean"] < 5e9
+    assert sys.platform != "linux" or 0.05 < a["peak_memory_gb"]["mean"] < 5
 
 
 # --- lm-evaluation-harness -------------------------------------------------------------------------------------------

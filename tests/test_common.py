@@ -41,7 +41,7 @@ def test_a_device_that_is_not_there_is_named():
 
 
 def test_durations():
-    assert [duration(s) for s in (0, 61, 3600 * 30, 86400 * 9.6)] == ["0:00:00", "0:01:01", "30:00:00", "10 days"]
+    assert [duration(s) for s in (0, 61, 3600 * 23, 86400 * 9.6)] == ["0:00:00", "0:01:01", "23:00:00", "9.6 days"]
 
 
 def test_a_checkpoint_of_an_older_version_says_what_to_do():

@@ -261,3 +261,66 @@ def test_other_data_is_refused_on_resume(small, tmp_path):
     train.main([*small, f"--data_dir={tmp_path / 'a'}", "--max_steps=2", out])
     with pytest.raises(ValueError, match="sha256"):
         train.main([*small, f"--data_dir={tmp_path / 'b'}", "--max_steps=4", "--resume", out])
+
+
+@pytest.mark.slow
+def test_the_three_commands_work_on_a_fresh_clone(tmp_path):
+    """prepare.py, torchrun train.py config/stlm_50m.py (one step of it), sample.py; and a user's mistake is a line."""
+    files = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in files.split():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    (tmp_path / "a.txt").write_text("Some text that is read from a file. " * 2000)
+    run(tmp_path / "prepare.py", "a.txt", cwd=tmp_path)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "train.py", "config/stlm_50m.py"]
+    done = subprocess.run([*torchrun, "--n_leyer=3"], cwd=tmp_path, capture_output=True, text=True)
+    ours = [line for line in done.stderr.splitlines() if line.startswith("train.py:")]
+    assert done.returncode == 1 and ours == ["train.py: command line: unknown key 'n_leyer'; did you mean 'n_layer'?"]
+    short = ["--max_steps=1", "--batch_bytes=4096"]
+    done = subprocess.run([*torchrun, *short], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.startswith("dataset=a, the newest") and "49,935,168" in done.stdout
+    done = run(tmp_path / "sample.py", "--max_new_bytes=20", cwd=tmp_path)
+    assert "stlm_50m/best.pt: step 1, 49,935,168 parameters" in done.stderr and done.stdout
+
+
+def test_a_run_of_days_says_so_in_its_first_line(small, tmp_path, capsys, monkeypatch):
+    def first_step_of_a_minute(self):
+        self.step += 1
+        self.elapsed += 60
+        self.on_signal(signal.SIGTERM, None)
+        self.interrupted = True
+
+    monkeypatch.setattr(train.Run, "tick", first_step_of_a_minute)
+    for steps, said in (
+        (5000, "3.5 days left at this speed; --max_seconds=3600 trains for an hour"),
+        (60, "0:59:00 left\n"),
+    ):
+        assert train.main([*small, f"--max_steps={steps}", f"--out_dir={tmp_path / str(steps)}"]) == 130
+        first = next(line for line in capsys.readouterr().out.splitlines(True) if line.startswith("step 1 "))
+        assert said in first
+
+
+def test_without_a_dataset_the_newest_is_taken_and_a_missing_one_is_a_line(small, tmp_path, capsys):
+    args = [a for a in small if not a.startswith(("--dataset", "--data_dir"))] + ["--max_steps=1"]
+    write_dataset(tmp_path / "data/one", b"some words of text. " * 30, b"val text here")
+    train.main([*args, f"--data_dir={tmp_path / 'data'}", f"--out_dir={tmp_path / 'run'}"])
+    assert capsys.readouterr().out.startswith("dataset=one, the newest in ")
+    assert json.loads((tmp_path / "run/run.json").read_text())["config"]["dataset"] == "one"
+    tokens = ["--tokenizer=gpt2", "--pooling=none", "--max_patches=0", "--gpt2_vocab=500"]
+    with pytest.raises(ValueError, match=r"prepare.py SOURCE --tokenizer=gpt2 --gpt2_vocab=500 makes one"):
+        train.main([*args, *tokens, f"--data_dir={tmp_path / 'data'}", f"--out_dir={tmp_path / 'other'}"])
+
+
+def test_the_dtype_is_kept_on_resume_whatever_the_machine(small, tmp_path, monkeypatch):
+    args = [a for a in small if not a.startswith("--dtype")]
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    for has, out, dtype in ((True, "a", "bfloat16"), (False, "b", "float32")):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda has=has: has)
+        train.main([*args, "--max_steps=4", f"--out_dir={tmp_path / out / 'whole'}"])
+        train.main([*args, "--max_steps=4", "--eval_interval=2", f"--out_dir={tmp_path / out / 'parts'}"])
+        checkpoint = load_checkpoint(tmp_path / out / "parts/last.pt")
+        assert checkpoint["dtype"] == checkpoint["muon_dtype"] == dtype
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda has=has: not has)
+        train.main(["--resume", "--max_steps=6", f"--out_dir={tmp_path / out / 'parts'}"])
+        assert load_checkpoint(tmp_path / out / "parts/last.pt")["dtype"] == dtype
+        assert dtype in json.loads((tmp_path / out / "parts/run.json").read_text())["why"]

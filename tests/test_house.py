@@ -1,0 +1,67 @@
+"""The house is small and stays so: a promise to its readers."""
+
+import ast
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+
+from config import Config, build, load_file
+from model import STLM
+
+# file: (lines at most, which of our modules it may import). A file that needs more gives something up first.
+HOUSE = {
+    "model.py": (580, ""),
+    "config/__init__.py": (240, "model"),
+    "common.py": (180, "model config"),
+    "data.py": (200, "model common"),
+    "optim.py": (120, "model"),
+    "train.py": (400, "model config common data optim prepare"),
+    "sample.py": (140, "model data common config"),
+    "prepare.py": (440, "model data config common"),
+    "bench.py": (495, "model config common data optim"),
+    "report.py": (280, "config common"),
+    "harness.py": (70, "bench data common"),
+}
+
+
+@pytest.mark.parametrize("file", HOUSE)
+def test_rooms_keep_their_size_and_know_only_those_below(file):
+    most, may_import = HOUSE[file]
+    text = (ROOT / file).read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= most
+    found = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            found |= {name.name.split(".")[0] for name in node.names}
+        if isinstance(node, ast.ImportFrom):
+            found.add(node.module.split(".")[0])
+    ours = {Path(f).parts[0].removesuffix(".py") for f in HOUSE} | {"train"}
+    assert found & ours <= set(may_import.split())
+    if file == "model.py":
+        assert found - set(sys.stdlib_module_names) == {"torch"}
+
+
+def test_every_script_is_a_room():
+    assert {p.name for p in ROOT.glob("*.py")} == {file for file in HOUSE if "/" not in file}
+
+
+def test_main_fits_a_screen():
+    tree = ast.parse((ROOT / "train.py").read_text(encoding="utf-8"))
+    main = next(n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "main")
+    assert main.end_lineno - main.lineno + 1 <= 60
+    assert not [n for n in ast.walk(main) if isinstance(n, (ast.FunctionDef, ast.Lambda)) and n is not main]
+
+
+def test_the_readmes_table_of_parameters_is_what_the_models_have():
+    rows = re.findall(r"^\| `(\w+)` \| ([\d,]+) .*\| ([\d,]+) \|$", (ROOT / "README.md").read_text(), re.M)
+    found = {name: (embedding, total) for name, embedding, total in rows}
+    assert set(found) == {p.stem for p in (ROOT / "config").glob("[a-z]*.py")}
+    for name, figures in found.items():
+        cfg = build(Config, load_file(Config, ROOT / "config" / f"{name}.py")[0])
+        with torch.device("meta"):
+            table = STLM(cfg).parameter_table()
+        assert figures == (f"{table['embeddings']:,}", f"{table['total']:,}"), name
