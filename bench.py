@@ -8,9 +8,10 @@
 
 speed: training (forward, backward, optimizer step, at the config's own batch) and generation, of untrained models fed
     with real text; every config in a process of its own, configs taking turns, warm-up left out.
-eval: scores the run's final weights into out_dir/eval.json. Follows lm-evaluation-harness: acc takes the choice with
-    the highest sum of log-probabilities (equals share the point), acc_norm divides by its characters, acc_bytes by its
-    bytes. BLiMP compares whole sentences, WinoGrande what follows either name, ARC and MMLU the answers' texts (cloze).
+eval: scores the run's final weights (or --weights=best) into out_dir/eval.json, as lm-evaluation-harness does: acc
+    takes the choice with the highest sum of log-probabilities (ties share the point), acc_norm divides by characters,
+    acc_bytes by bytes. BLiMP compares whole sentences, WinoGrande what follows either name, ARC and MMLU the
+    answers' texts (cloze).
     A line of DIR/TASK.jsonl: {"context": str, "choices": [str, ...], "answer": int} or {"context_options": [str, ...],
     "continuation": str, "answer": int}, with "group" if you like.
 """
@@ -37,9 +38,9 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from common import Machine, commit, keep_freed_memory, load_model, newest_run, pick_device, pick_dtype, write_json
+from common import Machine, commit, load_model, newest_run, pick_device, write_json
 from config import ROOT, Config, build, load_file, parse
-from data import Data, bits_per_byte, continuation_start, encode, newest_dataset, read_utf8, symbols_at_once
+from data import Data, bits_per_byte, continuation_start, encode, read_utf8, symbols_at_once
 from model import PAD, STLM, rows_of, sample
 from optim import make_optimizers, prepare_for_training, train_step
 
@@ -51,14 +52,14 @@ class BenchConfig:
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of matrix products; auto: speed as train.py, eval float32
     json: bool = False  # print JSON instead of a table
     seed: int = 1337  # of the items that limit takes, and of speed's weights and text
-    text: str = ""  # a UTF-8 file: eval scores it, speed reads it (empty: val of the config's dataset, else stdlib)
+    text: str = ""  # a UTF-8 file: eval scores it, speed reads it (empty: the standard library)
     # speed
     rounds: int = 3  # times each config is measured, taking turns
     seconds: float = 5.0  # of training in a round, at least (and at least one step)
-    compile: Literal["auto", "on", "off"] = "auto"  # torch.compile in training; auto: on cuda, if it works
+    compile: Literal["auto", "on", "off"] = "auto"  # torch.compile in training; auto: as the config says
     # eval
     out_dir: str = ""  # the run's folder; empty: the newest under out/
-    weights: Literal["last", "best"] = "last"  # of the run: final, or lowest progress evaluation
+    weights: Literal["last", "best"] = "last"  # of the run: the newest, or those of the lowest val loss
     tasks: str = ""  # comma-separated: val and names of benchmarks; empty: all there are
     data: str = ""  # folder with TASK.jsonl files; empty: the Hub, through `datasets`
     data_dir: str = ""  # where datasets live; empty: where the run found them
@@ -78,52 +79,52 @@ HUB_TASKS = ("blimp", "arc_easy", "hellaswag", "winogrande", "mmlu")
 LENGTHS, TOGETHER = (512, 1024, 2048, 4096), 16  # bytes of text so far; texts generated at once
 
 
-def some_text(path, config):
-    """1 MB of real text and its name: a file, or val of the newest dataset, or the standard library."""
-    dataset = newest_dataset(config)
-    path = path or (Path(config.data_dir) / dataset / "val.bin" if dataset else "")
-    paths = [Path(path)] if path else sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
-    text = b"".join(p.read_bytes() for p in paths)[: 1 << 20].replace(b"\xff", b"\n\n")
+def some_text(path):
+    """1 MB of real text and its name: a file, or the standard library, which is the same everywhere."""
+    text, name = read_utf8(path, "text") if path else b"", path or "the standard library"
+    if not path:
+        text = b"".join(p.read_bytes() for p in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")))
     if len(text) < 20_000:
-        raise ValueError(f"{path} has {len(text)} bytes; speed needs at least 20000 of real text")
-    return text, str(path or "the standard library")
+        raise ValueError(f"{name} has {len(text)} bytes; speed needs at least 20000 of real text")
+    return text[: 1 << 20], name
 
 
-def measure_speed(config, cfg, text):
+def measure_speed(cfg, options, text):
     """One round of one config, in a process of its own: {name: a float that was measured, or what is known}."""
-    machine = Machine(cfg.device, cfg.dtype)
-    torch.manual_seed(cfg.seed)
-    model = STLM(config).to(machine.device)
-    symbols = torch.tensor(encode(config, text), device=machine.device)
+    machine = Machine(options.device, options.dtype)
+    torch.manual_seed(options.seed)
+    model = STLM(cfg).to(machine.device)
+    symbols = torch.tensor(encode(cfg, text), device=machine.device)
     per_symbol, parameters = len(text) / len(symbols), model.parameter_table()
     found = {"parameters": parameters["total"], "tables": parameters["n-gram tables"]}
-    found |= {"batch": f"{config.batch_bytes // config.block_size} x {config.block_size}"}
+    found |= {"batch": f"{cfg.batch_bytes // cfg.block_size} x {cfg.block_size}"}
     found |= {"flops_per_byte": round(model.flops_per_symbol() / per_symbol)}
-    found |= training_speed(model, config, cfg, symbols, per_symbol, machine)
-    peak = machine.peak_flops() if machine.dtype == torch.bfloat16 else None
+    found |= training_speed(model, cfg, options, symbols, per_symbol, machine)
+    peak = machine.peak_flops()
     found["mfu"] = found["flops_per_byte"] * found["train_bytes_per_second"] / peak if peak else None
     found |= generation_speed(model.eval(), symbols, per_symbol, machine)
     return found | {"device": f"{machine.name}, {torch.get_num_threads()} threads"}
 
 
-def training_speed(model, config, cfg, symbols, per_symbol, machine):
+def training_speed(model, cfg, options, symbols, per_symbol, machine):
     """Steps as train.py does them, on one batch."""
-    T, rows = config.block_size, config.batch_bytes // config.block_size
-    micro_batch = min(config.micro_batch or rows, rows)
-    starts = torch.randint(len(symbols) - T, (rows,), generator=torch.Generator().manual_seed(cfg.seed))
+    T, rows = cfg.block_size, cfg.batch_bytes // cfg.block_size
+    micro_batch = min(cfg.micro_batch or rows, rows)
+    starts = torch.randint(len(symbols) - T, (rows,), generator=torch.Generator().manual_seed(options.seed))
     batch = torch.stack([symbols[i : i + T + 1] for i in starts.tolist()])
-    model.may_drop = config.dropout > 0
-    model.drop.fill_(config.dropout)
-    optimizers = make_optimizers(model, config, machine.muon_dtype)
-    trained = prepare_for_training(model, machine, cfg.compile, micro_batch, T)
-    train_step(trained, optimizers, batch[:micro_batch], micro_batch, machine.autocast, config.grad_clip)  # warm-up
+    model.may_drop = cfg.dropout > 0
+    model.drop.fill_(cfg.dropout)
+    optimizers = make_optimizers(model, cfg, machine.muon_dtype)
+    compile = cfg.compile if options.compile == "auto" else options.compile
+    trained, compiled = prepare_for_training(model, machine, compile, micro_batch, T)
+    train_step(trained, optimizers, batch[:micro_batch], micro_batch, machine.autocast, cfg.grad_clip)  # warm-up
     machine.synchronize()
     steps, start = 0, time.perf_counter()
-    while steps == 0 or time.perf_counter() - start < cfg.seconds:
-        train_step(trained, optimizers, batch, micro_batch, machine.autocast, config.grad_clip)
+    while steps == 0 or time.perf_counter() - start < options.seconds:
+        train_step(trained, optimizers, batch, micro_batch, machine.autocast, cfg.grad_clip)
         machine.synchronize()
         steps += 1
-    found = {"training": str(machine.dtype)[6:] + (", eager" if trained is model else ", compiled")}
+    found = {"training": machine.dtype_name + (", compiled" if compiled else ", eager")}
     found["train_bytes_per_second"] = steps * rows * T * per_symbol / (time.perf_counter() - start)
     if machine.device.type == "cuda":
         found["peak_memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
@@ -161,21 +162,21 @@ def generation_speed(model, symbols, per_symbol, machine):
     return found
 
 
-def speed(cfg, paths):
+def speed(options, paths):
     """Measure configs in turns, a process for each measurement, and print how they compare."""
     if not paths:
-        cuda = pick_device(cfg.device)[0].type == "cuda"
+        cuda = pick_device(options.device)[0].type == "cuda"
         names = ("stlm_50m", "plain_50m", "bpe_50m") if cuda else ("stlm_10m", "plain_10m")
         paths = [str(ROOT / "config" / f"{name}.py") for name in names]
     configs = [build(Config, load_file(Config, p)[0], p) for p in paths]
-    text, source = some_text(cfg.text, Config(max_steps=1))
+    text, source = some_text(options.text)
     arms = [{"config": Path(path).stem, "rounds": []} for path in paths]
-    with tqdm(total=cfg.rounds * len(arms), desc="measuring", unit="run", disable=None) as bar:
-        for i in [(r + i) % len(arms) for r in range(cfg.rounds) for i in range(len(arms))]:  # taking turns
+    with tqdm(total=options.rounds * len(arms), desc="measuring", unit="run", disable=None) as bar:
+        for i in [(r + i) % len(arms) for r in range(options.rounds) for i in range(len(arms))]:  # taking turns
             bar.set_postfix_str(arms[i]["config"])
             with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
                 try:
-                    arms[i]["rounds"].append(process.submit(measure_speed, configs[i], cfg, text).result())
+                    arms[i]["rounds"].append(process.submit(measure_speed, configs[i], options, text).result())
                 except (BrokenProcessPool, torch.OutOfMemoryError):
                     reason = "its process died; if for want of memory, give its micro_batch a lower value"
                     raise ValueError(f"{paths[i]}: {reason}") from None
@@ -183,12 +184,12 @@ def speed(cfg, paths):
     for arm in arms:
         summarize_rounds(arm, arms[0]["rounds"])
     versions = {"torch": torch.__version__, "python": platform.python_version(), "commit": commit()}
-    if cfg.json:
+    if options.json:
         print(json.dumps({"text": source, **versions, "arms": arms}, indent=1))
         return
     print_speed(arms)
     print(f"generation in float32; {arms[0]['device']}, torch {versions['torch']}, commit {versions['commit']}")
-    print(f"text: {source}; {cfg.rounds} rounds: mean ± standard deviation (ratio to the first)")
+    print(f"text: {source}; {options.rounds} rounds: mean ± standard deviation (ratio to the first)")
 
 
 def summarize_rounds(arm, first):
@@ -202,7 +203,7 @@ def summarize_rounds(arm, first):
 
 
 def print_speed(arms):
-    """A line for each thing that is known; of what was measured: mean ± standard deviation (ratio to the first arm)."""
+    """A row for each thing that is known; of what was measured: mean ± standard deviation (ratio to the first arm)."""
 
     def cell(value):
         if not isinstance(value, dict):
@@ -229,8 +230,8 @@ def hub_items(task):
     import datasets
 
     if task == "blimp":
-        for config in datasets.get_dataset_config_names("nyu-mll/blimp"):
-            for d in datasets.load_dataset("nyu-mll/blimp", config, split="train"):
+        for paradigm in datasets.get_dataset_config_names("nyu-mll/blimp"):
+            for d in datasets.load_dataset("nyu-mll/blimp", paradigm, split="train"):
                 sentences = [d["sentence_good"], d["sentence_bad"]]
                 yield {"context": "", "choices": sentences, "answer": 0, "group": d["UID"]}
     elif task == "arc_easy":
@@ -291,12 +292,12 @@ def pairs(item):
 Work = namedtuple("Work", "number rows starts common")
 
 
-def score(model, items, on_batch=lambda n: None, at_once=0):
+def score(model, items, on_progress=lambda n: None, at_once=0):
     """log p(continuation | EOT, context): items, lists of (context, continuation) in bytes -> lists of (nats, greedy).
 
     greedy: whether every symbol of the continuation is the model's first choice. Exact, and the same whatever shares a
     batch: items are batched by length; the beginning that an item's choices have in common is read once, then the
-    choices go on from there, padded where no real symbol can see it. `on_batch` gets the number of choices scored.
+    choices go on from there, padded where no real symbol can see it. `on_progress` gets the number of choices scored.
     """
     results, work, at_once = [None] * len(items), [], at_once or symbols_at_once(model)
     for number, item in enumerate(items):
@@ -313,7 +314,7 @@ def score(model, items, on_batch=lambda n: None, at_once=0):
             room -= sum(map(len, batch[-1].rows))
         for w, scores in zip(batch, score_batch(model, batch), strict=True):
             results[w.number] = scores
-            on_batch(len(scores))
+            on_progress(len(scores))
     return results
 
 
@@ -366,70 +367,69 @@ def summary(items, grades):
     return found
 
 
-def benchmark(model, task, items, cfg):
-    """The figures of a task, of all its items or of a random cfg.limit of them."""
+def benchmark(model, task, items, options):
+    """The figures of a task, of all its items or of a random options.limit of them."""
     work, start = items, time.perf_counter()
-    if cfg.limit and cfg.limit < len(items):
-        chosen = np.random.default_rng(cfg.seed).choice(len(items), cfg.limit, replace=False)
+    if options.limit and options.limit < len(items):
+        chosen = np.random.default_rng(options.seed).choice(len(items), options.limit, replace=False)
         work = [items[i] for i in sorted(chosen)]
     choices = [pairs(item) for item in work]
     with tqdm(total=sum(map(len, choices)), desc=task, unit=" choices", disable=None) as bar:
         scores = score(model, choices, bar.update)
     found = summary(work, [grade(item, [nats for nats, _ in v]) for item, v in zip(work, scores, strict=True)])
-    return found | {"of": len(items), "limit_seed": cfg.seed, "seconds": round(time.perf_counter() - start, 1)}
+    return found | {"of": len(items), "limit_seed": options.seed, "seconds": round(time.perf_counter() - start, 1)}
 
 
-def evaluate(cfg):
+def evaluate(options):
     """Score a run's weights on its val and on benchmarks; write eval.json and print it."""
-    out = Path(cfg.out_dir) if cfg.out_dir else newest_run()
-    path, device = out / f"{cfg.weights}.pt", pick_device(cfg.device)[0]
-    model, checkpoint = load_model(path, device)
-    keep_freed_memory()
-    there = tuple(sorted(p.stem for p in Path(cfg.data).glob("*.jsonl"))) if cfg.data else HUB_TASKS
-    named = [t for t in cfg.tasks.split(",") if t]
+    out = Path(options.out_dir) if options.out_dir else newest_run()
+    path = out / f"{options.weights}.pt"
+    machine = Machine(options.device, "float32" if options.dtype == "auto" else options.dtype)
+    model, checkpoint = load_model(path, machine.device)
+    there = tuple(sorted(p.stem for p in Path(options.data).glob("*.jsonl"))) if options.data else HUB_TASKS
+    named = [t for t in options.tasks.split(",") if t]
     if unknown := [t for t in named if t not in ("val", *there)]:
-        raise ValueError(f"no task {unknown[0]!r} in {cfg.data or 'the list'}; there are val, {', '.join(there)}")
-    if cfg.data and not there:
-        raise ValueError(f"no *.jsonl in {cfg.data}")
-    tasks = named or ([] if cfg.text else ["val", *there])
+        raise ValueError(f"no task {unknown[0]!r} in {options.data or 'the list'}; there are val, {', '.join(there)}")
+    if options.data and not there:
+        raise ValueError(f"no *.jsonl in {options.data}")
+    tasks = named or ([] if options.text else ["val", *there])
     result = {"weights": path.name} | {key: checkpoint[key] for key in ("step", "elapsed", "commit")}
     old = json.loads((out / "eval.json").read_text(encoding="utf-8")) if (out / "eval.json").is_file() else {}
     result = {"tasks": {}} | (old if result.items() <= old.items() else result)  # other figures of these weights stay
-    print(f"{path}: step {checkpoint['step']}, {device}", file=sys.stderr)
-    dtype = pick_dtype("float32" if cfg.dtype == "auto" else cfg.dtype, device)[0]
-    how = {"device": str(device), "dtype": str(dtype)[6:], "torch": torch.__version__}
-    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-        if cfg.text:
-            data = Data.of_text(model.cfg, read_utf8(cfg.text, "text"))
-            result.setdefault("texts", {})[Path(cfg.text).name] = two_figures(model, data, cfg) | how
+    print(f"{path}: step {checkpoint['step']}, {machine.device}", file=sys.stderr)
+    how = {"device": str(machine.device), "dtype": machine.dtype_name, "torch": torch.__version__}
+    with machine.autocast:
+        if options.text:
+            data = Data.of_text(model.cfg, read_utf8(options.text, "text"))
+            result.setdefault("texts", {})[Path(options.text).name] = bits_two_ways(model, data, options) | how
         for task in tasks:
             try:
                 if task == "val":
-                    result["val"] = two_figures(model, val_of(checkpoint, cfg.data_dir), cfg) | how
+                    result["val"] = bits_two_ways(model, val_of(checkpoint, options.data_dir), options) | how
                 else:
-                    result["tasks"][task] = benchmark(model, task, items_of(task, cfg), cfg) | how
+                    result["tasks"][task] = benchmark(model, task, items_of(task, options), options) | how
             except ValueError as e:
                 if named:
                     raise ValueError(f"{task}: {e}") from None
                 print(f"{task}: left out: {e}", file=sys.stderr)
             write_json(out / "eval.json", result)  # a long evaluation that is stopped keeps what it has
     write_json(out / "eval.json", result)
-    if cfg.json:
+    if options.json:
         print(json.dumps(result, indent=1))
     else:
-        print_scores(result, tasks, Path(cfg.text).name)
+        print_scores(result, tasks, Path(options.text).name)
         print(f"-> {out / 'eval.json'}")
 
 
-def two_figures(model, data, cfg):
+def bits_two_ways(model, data, options):
     """bpb of a text in windows side by side, as in training, and with a stride, in overlapping ones."""
     if not len(data.symbols):
-        raise ValueError(f"text={cfg.text} is empty")
+        raise ValueError("there is no text to score: it is empty")
     T = model.cfg.block_size
-    found = {"context": T, "stride": min(cfg.stride or max(1, T // 2), T)}
+    found = {"context": T, "stride": min(options.stride or max(1, T // 2), T)}
     with tqdm(total=2 * len(data.symbols), desc="bits", unit=" symbols", unit_scale=True, disable=None) as bar:
         for key, stride in (("bpb", 0), ("bpb_stride", found["stride"])):
-            got = bits_per_byte(model, data, T, stride=stride, on_batch=bar.update)
+            got = bits_per_byte(model, data, T, stride=stride, on_progress=bar.update)
             found |= {key: got["bpb"], "bytes": got["bytes"]}
     return found
 
@@ -443,12 +443,12 @@ def val_of(checkpoint, data_dir):
     return data
 
 
-def items_of(task, cfg):
-    """The items of a task, from cfg.data or the Hub."""
+def items_of(task, options):
+    """The items of a task, from options.data or the Hub."""
     try:
-        items = list(local_items(Path(cfg.data) / f"{task}.jsonl") if cfg.data else hub_items(task))
+        items = list(local_items(Path(options.data) / f"{task}.jsonl") if options.data else hub_items(task))
     except Exception as e:
-        if cfg.data:
+        if options.data:
             raise
         reason = (str(e).splitlines() or [type(e).__name__])[0][:120]
         raise ValueError(f"not from the Hub ({reason}); --data=DIR reads local files") from None
@@ -474,16 +474,16 @@ def print_scores(result, tasks, text):
 
 
 def main(argv=None):
-    cfg, words = parse(BenchConfig, sys.argv[1:] if argv is None else argv, __doc__)
+    options, words = parse(BenchConfig, sys.argv[1:] if argv is None else argv, __doc__)
     command, *paths = words or [""]
     if command not in ("speed", "eval"):
         raise ValueError(f"speed or eval? ({command!r} is neither; see --help)")
     if paths and command != "speed":
         raise ValueError(f"what is {paths[0]!r}? {command} takes --key=value only; see --help")
     if command == "speed":
-        speed(cfg, paths)
+        speed(options, paths)
     else:
-        evaluate(cfg)
+        evaluate(options)
 
 
 if __name__ == "__main__":

@@ -19,9 +19,9 @@ from model import STLM, ModelConfig
 
 
 class Machine:
-    """Where this process computes: `device`, `dtype` of matrix products, its `rank` among `world` processes; `why`.
+    """Where this process computes: `device`, `dtype` of matrix products, its `rank` among `world` processes.
 
-    Processes that torchrun started (it sets RANK, LOCAL_RANK and WORLD_SIZE) are connected here.
+    `why` says how they were chosen. Processes that torchrun started (it sets RANK and the like) are connected here.
     """
 
     def __init__(self, device="auto", dtype="auto", muon_dtype="auto"):
@@ -29,7 +29,8 @@ class Machine:
         self.device, why_device = pick_device(device, int(os.environ.get("LOCAL_RANK", 0)))
         self.dtype, why_dtype = pick_dtype(dtype, self.device)
         self.muon_dtype = pick_dtype(muon_dtype, self.device)[0]
-        self.why = f"{self.device} ({why_device}), {str(self.dtype)[6:]} ({why_dtype})"
+        self.dtype_name, self.muon_dtype_name = (str(d).removeprefix("torch.") for d in (self.dtype, self.muon_dtype))
+        self.why = f"{self.device} ({why_device}), {self.dtype_name} ({why_dtype})"
         self.autocast = torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
         cuda = self.device.type == "cuda"
         self.name = torch.cuda.get_device_name(self.device) if cuda else f"{platform.machine()} {self.device.type}"
@@ -53,14 +54,15 @@ class Machine:
         return total.tolist()
 
     def peak_flops(self):
-        """Dense bfloat16 FLOP/s by the device's data sheet, or None."""
+        """Dense FLOP/s by the device's data sheet in bfloat16, or None."""
         peaks = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12, "3090": 71e12}
-        return next((peak for name, peak in peaks.items() if name in self.name), None)
+        peak = next((peak for name, peak in peaks.items() if name in self.name), None)
+        return peak if self.dtype == torch.bfloat16 else None
 
 
 def pick_device(name="auto", local_rank=0):
     """-> (device, why)."""
-    why = "as told"
+    why = "as requested"
     if name == "auto":
         there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
         name = next(name for name, is_there in there.items() if is_there)
@@ -69,7 +71,7 @@ def pick_device(name="auto", local_rank=0):
         device = torch.device(f"cuda:{local_rank}" if name == "cuda" else name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as e:
-        raise ValueError(f"device={name!r} cannot be used: {str(e).splitlines()[0]}") from None
+        raise ValueError(f"device={name!r} cannot be used: {first_line(e)}") from None
     return device, why
 
 
@@ -77,7 +79,7 @@ def pick_dtype(name, device):
     """-> (dtype of matrix products, why). It follows from what the hardware says it has, never from a timing: the same
     command must train the same model, however busy the machine is."""
     if name != "auto":
-        return getattr(torch, name), "as told"
+        return getattr(torch, name), "as requested"
     if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
         return torch.bfloat16, "native"
     if device.type == "cpu" and torch.cpu._is_amx_tile_supported():
@@ -118,18 +120,17 @@ def write_json(path, value):
 
 
 def load_checkpoint(path, device="cpu"):
-    """The checkpoint's dict: model, optimizers, step, elapsed, best, config, parameters, data, commit."""
+    """The checkpoint's dict, as Run.save in train.py makes it."""
     if not Path(path).is_file():
         raise ValueError(f"no checkpoint {path}")
     try:
         return torch.load(path, map_location=device, weights_only=True)
     except Exception as e:
-        reason = (str(e).splitlines() or [type(e).__name__])[0]
-        raise ValueError(f"{path} is not a readable checkpoint: {reason}") from None
+        raise ValueError(f"{path} is not a readable checkpoint: {first_line(e)}") from None
 
 
 def known_values(config, cls, path):
-    """Of a checkpoint's config (a dict) the knobs of `cls`. ValueError where it used one that is gone."""
+    """Of a checkpoint's config (a dict) the knobs of `cls`. ValueError where it needs one that is gone."""
     known = {f.name for f in dataclasses.fields(cls)}
     if config.get("n_words"):
         raise ValueError(
@@ -162,8 +163,15 @@ def commit():
     return "unknown"
 
 
+def first_line(e):
+    """The innermost cause of an exception in one line."""
+    while e.__cause__ or (e.__context__ and not e.__suppress_context__):
+        e = e.__cause__ or e.__context__
+    return (str(e).strip().splitlines() or [type(e).__name__])[0]
+
+
 def duration(seconds):
-    """1:02:03, or days."""
+    """Seconds as 1:02:03, or as days."""
     if seconds >= 86400:
         return f"{seconds / 86400:.1f} days"
     return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02}:{int(seconds) % 60:02}"

@@ -56,7 +56,7 @@ def symbol_lengths(tokenizer, gpt2_vocab):
 
 
 def read_utf8(path, knob):
-    """The bytes of a text file ("-": standard input). ValueError with the knob's name if it is missing or no UTF-8."""
+    """The bytes of a text file ("-": standard input). ValueError with the knob's name if it is missing or not UTF-8."""
     try:
         raw = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
         raw.decode("utf-8")
@@ -68,7 +68,7 @@ def read_utf8(path, knob):
 
 
 def continuation_start(cfg, context, symbols):
-    """How many symbols of a text that begins with `context` (bytes) belong to it: those that lie whole in it."""
+    """How many of a text's symbols lie entirely within the context (bytes) that it begins with."""
     ends = np.cumsum(symbol_lengths(cfg.tokenizer, cfg.gpt2_vocab)[symbols])
     return int(np.searchsorted(ends, len(context), side="right"))
 
@@ -111,9 +111,7 @@ class Data:
     def of_text(cls, cfg, text):
         """Any text (bytes, valid UTF-8) as if it were a split with one document."""
         self = cls.__new__(cls)
-        self.symbols, self._epoch = np.array(encode(cfg, text)), (None, None)
-        self.lengths = symbol_lengths(cfg.tokenizer, cfg.gpt2_vocab)
-        self.bytes_per_symbol = len(text) / max(1, len(self.symbols))
+        self.symbols, self.lengths = np.array(encode(cfg, text)), symbol_lengths(cfg.tokenizer, cfg.gpt2_vocab)
         return self
 
     def batch(self, seed, step, rows, T, rank=0, world=1):
@@ -140,8 +138,8 @@ class Data:
     def windows(self, T, limit=0, stride=0):
         """(start, stop, first) of consecutive windows of T symbols, of which those from `first` on are to be scored.
 
-        With a limit (in symbols), an even spread of the windows. With a stride, windows overlap and each scores its
-        last `stride` symbols, which then have at least T - stride before them (except at the start of the text).
+        With a limit (in symbols), an even spread of the windows. With a stride (and no limit), windows overlap and each
+        scores its last `stride` symbols, which then have at least T - stride before them (except at the start).
         """
         size = len(self.symbols)
         if stride:
@@ -157,18 +155,19 @@ class Data:
 
 
 def symbols_at_once(model):
-    """How many symbols to score in one pass: as many as a device does well, while their logits stay small."""
+    """How many symbols to score in one pass: enough to keep the device busy, with at most 256 MB of logits on a CPU and
+    2 GB elsewhere."""
     many, logits = (16384, 1 << 28) if model.embed.weight.device.type == "cpu" else (131072, 1 << 31)
     return min(many, logits // (4 * model.vocab_size))
 
 
 @torch.no_grad()
-def bits_per_byte(model, data, T, limit=0, stride=0, machine=None, on_batch=lambda n: None):
+def bits_per_byte(model, data, T, limit=0, stride=0, machine=None, on_progress=lambda n: None):
     """Score windows of a split (see Data.windows): every symbol once, given those before it in its window (the first:
     given the one before the window, or EOT). EOT is left out of both sums.
 
     Returns {"nats", "bytes", "bpb", "overflow": share of windows with more patches than the trunk attends to,
-    "bytes_per_patch"}. With a `machine` of several processes each scores its share; `on_batch` is called with the
+    "bytes_per_patch"}. With a `machine` of several processes each scores its share; `on_progress` is called with the
     number of symbols of each batch.
     """
     device, cfg = model.embed.weight.device, model.cfg
@@ -191,7 +190,7 @@ def bits_per_byte(model, data, T, limit=0, stride=0, machine=None, on_batch=lamb
         nats = (model.nats(x, y)[:, scored] * (n_bytes > 0)).cpu().double().sum()
         overflow = (ends.sum(dim=1) > cfg.n_patches).sum()
         total += [s.item() for s in (nats, n_bytes.sum(), overflow, ends[:, scored].sum())] + [len(batch)]
-        on_batch(y[:, scored].numel())
+        on_progress(y[:, scored].numel())
     model.train(was_training)
     nats, n_bytes, overflow, ends, n = machine.sum(total.tolist()) if machine else total.tolist()
     found = {"nats": nats, "bytes": int(n_bytes), "bpb": nats / math.log(2) / max(1, n_bytes)}

@@ -3,13 +3,18 @@
 python harness.py --model stlm --model_args out_dir=out/demo --tasks blimp,arc_easy --limit 200
 """
 
+import sys
 from pathlib import Path
 
 import torch
-from lm_eval.__main__ import cli_evaluate
-from lm_eval.api.model import LM
-from lm_eval.api.registry import register_model
 from tqdm import tqdm
+
+try:
+    from lm_eval.__main__ import cli_evaluate
+    from lm_eval.api.model import LM
+    from lm_eval.api.registry import register_model
+except ImportError:
+    sys.exit("harness.py needs lm-evaluation-harness: pip install 'lm-eval>=0.4.9'")
 
 from bench import score
 from common import load_model, pick_device

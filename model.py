@@ -5,8 +5,9 @@
 
 Departures from a vanilla GPT-2 (nanoGPT's model.py), each because it buys quality or speed at this size:
 - bytes, not tokens: 256 symbols, so the vocabulary costs 256 rows and every text is in the vocabulary
-- pooling: patches end at spaces (a rule of a few lines, no second model, no tokenizer); the trunk runs once per patch,
-  reads its last byte and the sum of its bytes, and each byte of the decoder gates what it takes of the answer
+- pooling: a patch is a word and the separator after it (a rule of a few lines, no second model, no tokenizer); the
+  trunk runs once per patch and reads its last byte and the sum of its bytes; each byte of the decoder gates what it
+  takes of the answer
 - local layers mix the last few bytes by channel before a gated feed-forward (SwiGLU, arXiv 2002.05202): no attention at
   byte rate, an exact reach, and a few vectors to remember
 - hashed n-gram embeddings: parameters that cost next to no compute (CANINE, arXiv 2103.06874; BLT, arXiv 2412.09871).
@@ -20,10 +21,10 @@ Departures from a vanilla GPT-2 (nanoGPT's model.py), each because it buys quali
 - rotary positions (RoFormer, arXiv 2104.09864), queries and keys normalised (arXiv 2010.04245), squared ReLU (Primer,
   arXiv 2109.08668)
 - LayerNorm without weights or biases: one fused kernel on every device, also without a compiler
-- output projections start at zero, so that the model starts as its embedding; no biases anywhere; no attention dropout
+- every residual branch ends in a projection that starts at zero; no biases anywhere; no attention dropout
 
-Text is read by `read`, any number of bytes at a time, from a state to the next. Training knows the number of bytes and
-of patches beforehand and has a short pass of its own from the same parts, `hidden`.
+`read` takes any number of bytes and leads from one state to the next. Training has fixed shapes, and so a shorter pass,
+`hidden`, made of the same parts.
 
 Shapes: B batch, T or S bytes, P patches, C channels of the trunk, E channels of the local layers, H heads, D head size.
 """
@@ -37,7 +38,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-EOT, PAD, MASK = 0xFF, 0xFE, 0xFD  # bytes that never occur in UTF-8: document border, nothing there, hidden
+EOT, PAD = 0xFF, 0xFE  # bytes that never occur in UTF-8: the border between documents, and nothing
 NONE = -1  # in place of a symbol: the text has not begun yet, or there is no match
 GPT2_VOCAB = 50257
 HASH = 50261  # the factor of the polynomial hash of n-grams: odd, and larger than any symbol
@@ -48,7 +49,7 @@ class ModelConfig:
     # model: what it reads and where patches end
     tokenizer: Literal["bytes", "gpt2"] = "bytes"  # gpt2: the BPE baseline (50257 tokens), with pooling=none
     gpt2_vocab: int = GPT2_VOCAB  # with tokenizer=gpt2: its first tokens, this many with EOT, the last
-    pooling: Literal["none", "fixed", "space"] = "space"  # none: no patches; fixed: every max_patch bytes; space: words
+    pooling: Literal["none", "fixed", "space"] = "space"  # none; fixed: every max_patch bytes; space: after each word
     block_size: int = 512  # T: bytes (tokens for gpt2) of context in training
     max_patch: int = 16  # longest patch in bytes; with pooling=fixed the length of every patch
     max_patches: int = 0  # P: patches of context; 0: T (none), T/max_patch (fixed), T/4 (space)
@@ -60,7 +61,7 @@ class ModelConfig:
     n_local_enc: int = 1  # local layers before the trunk
     n_local_dec: int = 2  # local layers after the trunk
     local_reach: int = 4  # bytes that one local layer sees, itself included
-    n_grams: int = 0  # hashed n-grams embedded at each byte: the last 2 bytes, the last 3, ...; 0: none
+    n_grams: int = 0  # lengths of the hashed n-grams at each byte: the last 2 bytes, the last 3, ...; 0: none
     gram_rows: int = 32768  # rows of the table that all of them share
     gram_width: int = 32  # columns of it, projected to E
     n_match: int = 0  # n-gram matches: what followed the last 2 bytes (tokens: 1), 3 (2), 4 (3), 6, ... when last seen
@@ -94,7 +95,7 @@ class ModelConfig:
 
     @property
     def lookback(self):
-        """How many symbols a byte's embedding compares or hashes, at most, to find its matches and n-grams."""
+        """How many symbols before a byte its embedding needs at most, beside those that a match goes back."""
         return max(1, self.n_grams, *self.match_lengths)
 
     @property
@@ -122,7 +123,7 @@ def rotate(x, rope):
 
 
 def attend(q, k, v, mask=None):
-    """Softmax attention, causal where no mask says otherwise: q (B, P, H, D), k and v (B, N, H, D) -> (B, P, H, D)."""
+    """Softmax attention, causal if there is no mask: q (B, P, H, D), k and v (B, N, H, D) -> (B, P, H, D)."""
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     if q.device.type == "cpu":  # where the backward of bfloat16 attention is up to 4 times slower than that of float32
         q, k, v = q.float(), k.float(), v.float()
@@ -132,24 +133,21 @@ def attend(q, k, v, mask=None):
 
 
 def rows_at(x, i):
-    """x (B, N, E), i (B, M) -> (B, M, E): vector i of each row. A look-up, because its backward is the fastest."""
+    """x (B, N, E), i (B, M) -> x[b, i[b, m]] (B, M, E): an embedding look-up, because its backward is the fastest."""
     B, N, E = x.shape
     return F.embedding(i + N * torch.arange(B, device=i.device)[:, None], x.reshape(B * N, E))
 
 
-def last_bytes(x, ends, P):
-    """x (B, T, E), ends bool (B, T) -> (B, P, E): the last byte of each of the first P patches; slots left over get
-    byte 0."""
-    t, number = torch.arange(x.size(1), device=x.device).expand_as(ends), ends.cumsum(dim=1) - 1
-    where = torch.zeros(len(x), P + 1, dtype=torch.long, device=x.device)  # slot P takes what is not kept
-    return rows_at(x, where.scatter(1, torch.where(ends, number.clamp(max=P), P), t)[:, :P])
-
-
-def patch_sums(x, ends, P):
-    """x (B, T, E), ends bool (B, T) -> (B, P + 1, E): sums over the bytes of each patch, and of the unfinished one."""
-    B, _, E = x.shape
-    slot = (ends.cumsum(dim=1) - ends.long()).clamp(max=P) + (P + 1) * torch.arange(B, device=x.device)[:, None]
-    return x.new_zeros(B * (P + 1), E).index_add(0, slot.flatten(), x.flatten(0, 1)).view(B, P + 1, E)
+def patch_parts(x, ends, P):
+    """x (B, T, E), ends bool (B, T) -> the last byte of each of the first P patches, (B, P, E), byte 0 where a row has
+    fewer; and the sums of their bytes and of those left over, (B, P + 1, E)."""
+    B, T, E = x.shape
+    number = (ends.cumsum(dim=1) - ends.long()).clamp(max=P)  # (B, T) the patch that each byte is in
+    t = torch.arange(T, device=x.device).expand_as(ends)
+    last = torch.zeros(B, P + 1, dtype=torch.long, device=x.device).scatter(1, torch.where(ends, number, P), t)
+    slot = number + (P + 1) * torch.arange(B, device=x.device)[:, None]
+    sums = x.new_zeros(B * (P + 1), E).index_add(0, slot.flatten(), x.flatten(0, 1)).view(B, P + 1, E)
+    return rows_at(x, last[:, :P]), sums
 
 
 def matches(seen, n, T, window):
@@ -157,19 +155,20 @@ def matches(seen, n, T, window):
 
     NONE where they were never seen before, or more than `window` symbols back.
     """
-    key, seen = 0, seen[:, max(0, seen.size(1) - T - window - n + 1) :]
-    N = seen.size(1) - n + 1
+    seen = seen[:, max(0, seen.size(1) - T - window - n + 1) :]
+    n_keys, key = seen.size(1) - n + 1, 0  # key i is a hash of seen[:, i : i + n]; what followed is seen[:, i + n]
     for i in range(n):
-        key = key * HASH + seen[:, i : i + N]  # may wrap around: a hash
+        key = key * HASH + seen[:, i : i + n_keys]  # may wrap around
     key, place = key.sort(dim=1, stable=True)  # equal keys stand side by side, in the order of the text
-    newest = torch.where(F.pad(key[:, 1:] == key[:, :-1], (1, 0)), place.roll(1, dims=1), -window - 1)
-    newest = torch.empty_like(place).scatter(1, place, newest)[:, -T:]
-    far = torch.arange(N - T, N, device=seen.device) - newest > window
-    return torch.where(far, NONE, seen.gather(1, newest.clamp(min=0) + n))
+    seen_before, too_far = F.pad(key[:, 1:] == key[:, :-1], (1, 0)), -window - 1
+    previous = torch.where(seen_before, place.roll(1, dims=1), too_far)  # the place of the same key before this one
+    previous = torch.empty_like(place).scatter(1, place, previous)[:, -T:]
+    far = torch.arange(n_keys - T, n_keys, device=seen.device) - previous > window
+    return torch.where(far, NONE, seen.gather(1, previous.clamp(min=0) + n))
 
 
 class Past:
-    """In reading: the inputs that Canon layers have seen last. Each takes its own, in the order in which they run."""
+    """The inputs that Canon layers have seen last, for `read`. Each takes its own, in the order in which they run."""
 
     def __init__(self, inputs, count=None):
         """inputs: a (B, M, C) for each layer. count (B,): how many new positions of each row are real; None: all."""
@@ -187,19 +186,16 @@ class Past:
 
 
 class KeyValueCache:
-    """In reading: the keys and values of the patches so far. Each attention takes its own, in the order they run.
-
-    New ones are written in place, into slots that no earlier state looks at.
-    """
+    """Keys and values of the patches so far, for `read`; new ones are written in place, where no earlier state looks.
+    Each attention takes its own, in the order in which they run."""
 
     def __init__(self, buffers, rows, slots, window):
         """buffers: a (B, N, 2 H, D) for each attention; new patches of `rows` (R,) go into `slots` (R, P)."""
         self.buffers, self.rows, self.slots = iter(buffers), rows, slots
-        self.used = int(slots.max()) + 1
-        back = slots[:, :, None] - torch.arange(self.used, device=slots.device)  # how many patches ago, in each slot
-        self.mask = ((back >= 0) & (back < window))[:, None]  # (R, 1, P, used)
-        if self.used == slots.size(1) <= window:  # no patch before these: the causal flag says it all, and faster
-            self.mask = None
+        self.used, self.mask = int(slots.max()) + 1, None
+        if self.used > min(window, slots.size(1)):  # else there is no patch before these: the causal flag is enough
+            back = slots[:, :, None] - torch.arange(self.used, device=slots.device)  # how many patches ago each slot is
+            self.mask = ((back >= 0) & (back < window))[:, None]  # (R, 1, P, used)
 
     def extend(self, k, v):
         """Store k and v (R, P, H, D). Returns all that are there: (R, used, H, D) each."""
@@ -224,7 +220,7 @@ class Attention(nn.Module):
         q, k = rotate(norm(qk), rope).to(v.dtype).chunk(2, dim=2)  # (B, P, H, D) each
         if cache is not None:
             k, v = cache.extend(k, v)
-        y = attend(q, k, v, cache and cache.mask)
+        y = attend(q, k, v, cache.mask if cache else None)
         return self.out(y.reshape(B, P, C))
 
 
@@ -296,8 +292,8 @@ class STLM(nn.Module):
         self.feed_forward = nn.ModuleList(FeedForward(cfg) for _ in range(1 if cfg.share_ffn else cfg.n_layer))
         n_canon = 2 * cfg.n_layer if cfg.canon_reach > 1 else 0  # before each attention and each feed-forward
         self.canon = nn.ModuleList(Canon(cfg.canon_reach, cfg.n_embd) for _ in range(n_canon))
-        word = [b >= 0x80 or chr(b).isalnum() for b in range(255)] + [False]
-        self.register_buffer("is_space", ~torch.tensor(word), persistent=False)
+        word = [b >= 0x80 or chr(b).isalnum() for b in range(255)] + [False]  # (EOT is none)
+        self.register_buffer("is_separator", ~torch.tensor(word), persistent=False)
         # the share to drop, a tensor: a schedule may change it without recompiling
         self.register_buffer("drop", torch.zeros(()), persistent=False)
         self.reset_parameters()
@@ -307,7 +303,7 @@ class STLM(nn.Module):
             if name.endswith(".out.weight") or name == "grams.weight":
                 nn.init.zeros_(p)
             elif isinstance(self.get_submodule(name.rpartition(".")[0]), nn.Embedding):
-                nn.init.normal_(p, std=1 / p.size(1))  # a byte's logit for itself starts at 1, whatever the width
+                nn.init.normal_(p, std=1 / p.size(1))  # logits start near 0, and the loss near 8 bits
             else:
                 nn.init.normal_(p, std=p[0].numel() ** -0.5)
 
@@ -323,8 +319,8 @@ class STLM(nn.Module):
         if before is None:
             before, since = torch.full_like(idx[:, 0], NONE), torch.full_like(idx[:, 0], self.cfg.max_patch - 1)
         if self.cfg.pooling == "space":
-            space = self.is_space[torch.cat((before[:, None], idx), dim=1)]  # (NONE finds EOT's entry: a space)
-            ends = space[:, 1:] & ~space[:, :-1]
+            separator = self.is_separator[torch.cat((before[:, None], idx), dim=1)]  # (NONE is -1: EOT's entry)
+            ends = separator[:, 1:] & ~separator[:, :-1]
         else:
             ends = torch.full_like(idx, not self.pooled, dtype=torch.bool)  # none: every byte is a patch
         # from each of these ends on, every max_patch-th byte ends a patch as well, up to the next one
@@ -336,17 +332,17 @@ class STLM(nn.Module):
     def embedding(self, idx, tail):
         """(B, T) symbols -> (B, T, E): of each byte, its matches and its n-grams. `tail` (B, M >= lookback) holds the
         symbols before idx, NONE where the text has not begun."""
-        (B, T), V = idx.shape, self.vocab_size
-        seen = torch.cat((tail, idx), dim=1)
-        tables, where = [self.embed.weight], [idx]
+        (B, T), seen = idx.shape, torch.cat((tail, idx), dim=1)
+        # One embedding_bag in place of 1 + n_match look-ups, whose backward takes a third of a step. Its table: the
+        # embedding, a scaled copy for each length of match, and a row of zeros, to which NONE (-1) wraps around.
+        tables, rows = [self.embed.weight], [idx]
         for i, length in enumerate(self.cfg.match_lengths):
             tables.append(self.match[i] * self.embed.weight)
             found = matches(seen, length, T, self.cfg.block_size)
-            where.append(torch.where(found == NONE, NONE, found + V * (i + 1)))
-        # one bag per byte: many look-ups in few rows, whose backward takes a third of a step where it is not one kernel
+            rows.append(torch.where(found == NONE, NONE, found + self.vocab_size * (i + 1)))
         table = torch.cat((*tables, tables[0].new_zeros(1, tables[0].size(1))))
-        where = torch.stack(where, dim=-1) % len(table)  # NONE: the row of zeros, the last
-        x = F.embedding_bag(where.flatten(0, 1), table, mode="sum", padding_idx=len(table) - 1).view(B, T, -1)
+        rows = torch.stack(rows, dim=-1).flatten(0, 1) % len(table)
+        x = F.embedding_bag(rows, table, mode="sum", padding_idx=len(table) - 1).view(B, T, -1)
         if self.grams is not None:
             x = x + self.from_grams(self.grams(self.gram_indices(seen, T)).flatten(2))
         return self.dropout(norm(x))
@@ -358,7 +354,8 @@ class STLM(nn.Module):
             key = key + (seen[:, N - T - i : N - i] + 1) * power
             power = (power * HASH + 2**63) % 2**64 - 2**63  # wraps around, as int64 does
             keys.append(key)
-        return (torch.stack(keys[1:], dim=-1) * 2654435761 & 0xFFFFFFFF) * self.cfg.gram_rows >> 32  # Knuth's hash
+        hashed = (torch.stack(keys[1:], dim=-1) * 2654435761) & 0xFFFFFFFF  # Knuth's multiplicative hash: 32 bits
+        return (hashed * self.cfg.gram_rows) >> 32  # from 0 to gram_rows - 1
 
     def dropout(self, x):
         if not (self.training and self.may_drop):
@@ -378,11 +375,11 @@ class STLM(nn.Module):
     def trunk(self, z, positions, past=None, cache=None):
         """z (B, P, C), the patches with numbers `positions`, (P,) or (B, P), through all layers, n_loop times."""
         rope = rotary(positions, self.cfg.n_embd // self.cfg.n_head)
-        for i in list(range(self.cfg.n_layer)) * self.cfg.n_loop:
+        for i in [*range(self.cfg.n_layer)] * self.cfg.n_loop:  # n_loop times the same layers
             x = self.canon[2 * i](norm(z), past) if self.canon else norm(z)
             z = z + self.dropout(self.attention[i](x, rope, cache))
             x = self.canon[2 * i + 1](norm(z), past) if self.canon else norm(z)
-            z = z + self.dropout(self.feed_forward[i % len(self.feed_forward)](x))
+            z = z + self.dropout(self.feed_forward[0 if self.cfg.share_ffn else i](x))
         return norm(z)
 
     def mix(self, x, patch):
@@ -398,11 +395,13 @@ class STLM(nn.Module):
     def hidden(self, idx):
         """idx (B, T) -> (B, T, E), before the head. A row's patches beyond the first P are dropped: later bytes look at
         patch P, and none is left out of the loss."""
-        x, P = self.embedding(idx, idx.new_full((len(idx), self.cfg.lookback), NONE)), self.cfg.n_patches
+        P, no_text = self.cfg.n_patches, idx.new_full((len(idx), self.cfg.lookback), NONE)
+        x = self.embedding(idx, no_text)
         if not self.pooled:
             return self.trunk(x, torch.arange(idx.size(1), device=idx.device))
         x, ends = self.local(self.encoder, x), self.patch_ends(idx)[0]
-        z = self.pool_patches(last_bytes(x, ends, P), patch_sums(x, ends, P)[:, :P])
+        last, sums = patch_parts(x, ends, P)
+        z = self.pool_patches(last, sums[:, :P])
         z = self.unpool(self.trunk(z, torch.arange(P, device=idx.device)))  # (slots without a patch come last: unseen)
         newest = (ends.cumsum(dim=1) - 1).clamp(max=P - 1)  # (B, T) the newest finished patch of each byte
         return norm(self.local(self.decoder, self.mix(x, rows_at(z, newest))))
@@ -413,33 +412,31 @@ class STLM(nn.Module):
 
     # --- reading: any number of bytes, exactly ------------------------------------------------------------------------
 
-    def start(self, rows):
-        """The state before any text, for so many texts: a dict of tensors and lists of tensors, a row in each per text.
+    def start(self, n_texts):
+        """The state before any text: a dict of tensors and lists of tensors, each with a row per text.
 
         States can be kept: going back to an earlier one takes back what was read since. Only one way of going on from a
         state is good at a time (new keys and values are written in place); `rows_of` makes copies.
         """
-        cfg, weight, runs = self.cfg, self.embed.weight, self.cfg.n_layer * self.cfg.n_loop
-        zero = torch.zeros(rows, dtype=torch.long, device=weight.device)
-        state = {"tail": zero[:, None].expand(rows, cfg.lookback) + NONE}  # the newest symbols
-        state |= {"since": zero + cfg.max_patch - 1}  # how many bytes ago the last patch ended
-        state |= {"n": zero, "length": zero}  # patches so far, and those whose keys and values are still there
-        state["keys_values"] = [weight.new_zeros(rows, 0, 2 * cfg.n_head, cfg.n_embd // cfg.n_head)] * runs
-        n_canon = len(self.canon) * cfg.n_loop
-        state["canon"] = [weight.new_zeros(rows, cfg.canon_reach - 1, cfg.n_embd)] * n_canon
-        if self.pooled:
-            E, n_local = weight.size(1), cfg.n_local_enc + cfg.n_local_dec
-            state |= {"sum": weight.new_zeros(rows, E)}  # of the bytes of the unfinished patch
-            state |= {"patch": weight.new_zeros(rows, 1, E)}  # the newest finished patch's vector
-            state |= {"local": [weight.new_zeros(rows, cfg.local_reach - 1, E)] * n_local}
-        return state
+        cfg, weight, runs, E = self.cfg, self.embed.weight, self.cfg.n_layer * self.cfg.n_loop, self.cfg.n_local_embd
+        zeros = lambda *shape: weight.new_zeros(n_texts, *shape)  # noqa: E731
+        zero = torch.zeros(n_texts, dtype=torch.long, device=weight.device)
+        return {
+            "tail": zero[:, None].expand(n_texts, cfg.lookback) + NONE,  # the newest symbols
+            "since": zero + cfg.max_patch - 1,  # how many bytes ago the last patch ended
+            "sum": zeros(E),  # of the bytes of the unfinished patch
+            "patch": zeros(1, E),  # the newest finished patch's vector
+            "patches": zero,  # how many there have been
+            "cached": zero,  # of how many keys and values are still there
+            "keys_values": [zeros(0, 2 * cfg.n_head, cfg.n_embd // cfg.n_head)] * runs,
+            "canon": [zeros(cfg.canon_reach - 1, cfg.n_embd)] * (len(self.canon) * cfg.n_loop),
+            "local": [zeros(cfg.local_reach - 1, E)] * (cfg.n_local_enc + cfg.n_local_dec),
+        }
 
     @torch.no_grad()
     def read(self, idx, state, last=False):
-        """Read the next symbols of each text, idx (B, S >= 1). Returns (B, S, E), before the head, and the new state.
-
-        `last`: only the vector after the last symbol, (B, 1, E).
-        """
+        """Read the next symbols of each text, idx (B, S >= 1). Returns (B, S, E), before the head, or with `last` only
+        the last symbol's (B, 1, E); and the new state."""
         parts = []
         for part in idx.split(self.cfg.block_size, dim=1):  # memory grows with the square of a part's length
             x, state = self._read(part, state)
@@ -450,50 +447,48 @@ class STLM(nn.Module):
         cfg, tail = self.cfg, state["tail"]
         x = self.embedding(idx, tail)
         ends, since = self.patch_ends(idx, tail[:, -1], state["since"])
-        number = ends.cumsum(dim=1)  # (B, S) how many patches have ended by then
         tail = torch.cat((tail, idx), dim=1)[:, -cfg.block_size - cfg.lookback :]
         state = state | {"tail": tail, "since": since}
+        number = ends.cumsum(dim=1)  # (B, S) how many patches have ended by then
         if not self.pooled:
             return self.read_patches(x, number[:, -1], state)
-        encoder = Past(state["local"][: cfg.n_local_enc])
-        decoder = Past(state["local"][cfg.n_local_enc :])
-        x = self.local(self.encoder, x, encoder)
-        P = int(number[:, -1].max())
-        sums = patch_sums(x, ends, P)
+        encoder_past = Past(state["local"][: cfg.n_local_enc])
+        decoder_past = Past(state["local"][cfg.n_local_enc :])
+        x, P = self.local(self.encoder, x, encoder_past), int(number[:, -1].max())
+        last, sums = patch_parts(x, ends, P)
         sums[:, 0] += state["sum"]
-        z = self.pool_patches(last_bytes(x, ends, P), sums[:, :P])
+        z = self.pool_patches(last, sums[:, :P])
         z, state = self.read_patches(z, number[:, -1], state)
         patch = rows_at(torch.cat((state["patch"], self.unpool(z)), dim=1), number)
-        x = norm(self.local(self.decoder, self.mix(x, patch), decoder))
-        state |= {"local": encoder.after + decoder.after, "patch": patch[:, -1:]}
-        return x, state | {"sum": rows_at(sums, number[:, -1:])[:, 0]}
+        x = norm(self.local(self.decoder, self.mix(x, patch), decoder_past))
+        unfinished = rows_at(sums, number[:, -1:])[:, 0]
+        return x, state | {"sum": unfinished, "patch": patch[:, -1:], "local": encoder_past.after + decoder_past.after}
 
     def read_patches(self, z, count, state):
         """The trunk over the next patches of each text: z (B, P, C), of which a row's first count (B,) are real."""
-        rows, P = count.nonzero()[:, 0], z.size(1)
+        rows = count.nonzero()[:, 0]  # of the texts in which a patch has ended
         if not len(rows):
             return z, state
-        state = self.make_room(state, P)
-        n, length = state["n"], state["length"]
-        new = torch.arange(P, device=z.device)
+        state = self.make_room(state, z.size(1))
+        new = torch.arange(z.size(1), device=z.device)
         past = Past([x[rows] for x in state["canon"]], count[rows])
-        cache = KeyValueCache(state["keys_values"], rows, length[rows, None] + new, self.cfg.n_patches)
-        z = z.index_copy(0, rows, self.trunk(z[rows], n[rows, None] + new, past, cache))
+        cache = KeyValueCache(state["keys_values"], rows, state["cached"][rows, None] + new, self.cfg.n_patches)
+        z = z.index_copy(0, rows, self.trunk(z[rows], state["patches"][rows, None] + new, past, cache))
         canon = [x.index_copy(0, rows, after) for x, after in zip(state["canon"], past.after, strict=True)]
-        return z, state | {"canon": canon, "n": n + count, "length": length + count}
+        return z, state | {"canon": canon, "patches": state["patches"] + count, "cached": state["cached"] + count}
 
     def make_room(self, state, P):
         """The state with room for the keys and values of P more patches; those outside the window are dropped."""
-        length, buffers, window = state["length"], state["keys_values"], self.cfg.n_patches
-        longest = int(length.max())
+        cached, buffers, window = state["cached"], state["keys_values"], self.cfg.n_patches
+        longest = int(cached.max())
         if longest + P <= buffers[0].size(1):
             return state
-        drop = (length - window).clamp(min=0)
-        kept = drop[:, None] + torch.arange(min(longest, window), device=length.device)
-        row = torch.arange(len(length), device=length.device)[:, None]
+        drop = (cached - window).clamp(min=0)
+        kept = drop[:, None] + torch.arange(min(longest, window), device=cached.device)
+        row = torch.arange(len(cached), device=cached.device)[:, None]
         room = P + 64  # so that this is not done at every patch
         buffers = [F.pad(x[row, kept], (0, 0, 0, 0, 0, room)) for x in buffers]
-        return state | {"keys_values": buffers, "length": length - drop}
+        return state | {"keys_values": buffers, "cached": cached - drop}
 
     @torch.no_grad()
     def nats(self, idx, targets):
@@ -505,18 +500,21 @@ class STLM(nn.Module):
     def generate(self, prompt=b"", max_new=500, temperature=1.0, top_k=0, top_p=1.0, generator=None, stop=True):
         """Yield the symbols that follow the prompt, one by one: of bytes, `bytes(model.generate(b"def "))` is the text.
 
-        `prompt` is one text (bytes, or a list of ints) or a list of texts; for several, what comes is lists with a
-        symbol for each text, None where there is none: while its prompt is being read and after its end.
-        temperature 0 takes the most likely; top_k > 0 and top_p < 1 (arXiv 1904.09751) leave out the unlikely; `stop`
-        ends a text at EOT. Random numbers come from `generator` (a CPU torch.Generator), or the global one.
+        `prompt` is one text (bytes, str for its UTF-8, or symbols as a list of ints) or a list of texts; for several,
+        what comes is lists with a symbol for each, None while its prompt is being read and after its end. temperature 0
+        takes the most likely; top_k > 0 and top_p < 1 (arXiv 1904.09751) leave out the unlikely; `stop` ends a text at
+        EOT. Random numbers come from `generator` (a CPU torch.Generator), or the global one.
         """
         for key, value, low in (("max_new", max_new, 0), ("temperature", temperature, 0), ("top_k", top_k, 0)):
             if not value >= low:
                 raise ValueError(f"{key}={value} must be at least {low}")
         if not 0 < top_p <= 1:
             raise ValueError(f"top_p={top_p} must be above 0 and at most 1")
-        several = len(prompt) > 0 and not isinstance(prompt[0], int)
-        texts = [[self.eot, *text] for text in (prompt if several else [prompt])]
+        several = isinstance(prompt, list) and len(prompt) > 0 and not isinstance(prompt[0], int)
+        texts = [text.encode() if isinstance(text, str) else text for text in (prompt if several else [prompt])]
+        if self.cfg.tokenizer != "bytes" and any(isinstance(text, bytes) for text in texts):
+            raise ValueError("a BPE model reads tokens: data.encode(model.cfg, text) gives them")
+        texts = [[self.eot, *text] for text in texts]
         ends = [len(text) + max_new for text in texts]
         state, t = self.start(len(texts)), min(map(len, texts))  # the first t symbols are read at once
         idx = torch.tensor([text[:t] for text in texts])
@@ -553,7 +551,7 @@ class STLM(nn.Module):
         cfg, n = self.cfg, self.parameter_table()
         rate = cfg.n_patches / cfg.block_size if self.pooled else 1  # trunk positions per byte
         uses = cfg.n_layer if cfg.share_ffn else 1
-        trunk = sum(p.numel() for p in self.attention.parameters())
+        trunk = sum(p.numel() for p in (*self.attention.parameters(), *self.canon.parameters()))
         trunk += uses * sum(p.numel() for p in self.feed_forward.parameters())
         trunk += cfg.n_layer * cfg.n_embd * cfg.n_patches  # scores and sums, halved by causality: 12 C P / 2 = 6 C P
         per_patch = self.pool.weight.numel() + self.unpool.weight.numel() if self.pooled else 0

@@ -26,7 +26,7 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             params = group["params"]
             grad = torch.stack([p.grad for p in params])  # (n, rows, columns)
-            state = self.state[params[0]]
+            state = self.state[params[0]]  # the group's momentum is one tensor, kept under its first matrix
             if not state:
                 state["momentum"] = torch.zeros_like(grad)
             state["momentum"].lerp_(grad, 1 - group["momentum"])
@@ -48,7 +48,7 @@ def orthogonal(x, steps=5):
 
 
 def make_optimizers(model, cfg, muon_dtype):
-    """Muon for the matrices of the layers, AdamW for everything that is looked up or is one filter per channel."""
+    """Muon for the matrices of the layers; AdamW for the embedding, the n-gram table, the matches and Canon layers."""
     matrices = {id(m.weight): m.weight for m in model.modules() if isinstance(m, torch.nn.Linear)}
     others = [p for p in model.parameters() if id(p) not in matrices]
     assert len(matrices) + len(others) == len(list(model.parameters())), "the optimizers do not hold the whole model"
@@ -61,7 +61,7 @@ def make_optimizers(model, cfg, muon_dtype):
 
 def lr_scale(progress, cfg, start=0.0):
     """Rise, hold, fall to zero. progress is the share of the run that is done, 0 to 1; the rise begins at `start`."""
-    rise = (progress - start + 1e-3) / max(cfg.warmup, 1e-3)
+    rise = (progress - start + 1e-3) / max(cfg.warmup, 1e-3)  # (the first step is not at zero)
     return min(1.0, rise, (1 - progress) / max(cfg.decay, 1e-9))
 
 
@@ -80,23 +80,24 @@ def set_schedules(model, optimizers, cfg, progress, start=0.0):
 
 
 def prepare_for_training(model, machine, compile, rows, T):
-    """The model as it trains: compiled where that is wanted and works, wrapped where there are several processes."""
-    trained = model
+    """-> (the model, compiled if that is wanted and works, and wrapped if there are several processes; is it compiled?)"""
+    trained, compiled = model, False
     if compile == "on" or (compile == "auto" and machine.device.type == "cuda"):
         try:  # a forward and backward pass proves it
             idx, trained = torch.zeros(rows, T, dtype=torch.long, device=machine.device), torch.compile(model)
             with machine.autocast:
                 loss = trained(idx, torch.zeros_like(idx))
             loss.backward()
+            compiled = True
         except Exception as e:
-            reason = f"{type(e).__name__}: {(str(e).splitlines() or [''])[0]}"
-            print(f"torch.compile fails here ({reason}): going on without it", file=sys.stderr)
+            reason = (str(e).splitlines() or [""])[0]
+            print(f"torch.compile fails here ({type(e).__name__}: {reason}): going on without it", file=sys.stderr)
             trained = model
         model.zero_grad(set_to_none=True)
     if machine.world > 1:
         devices = [machine.device.index] if machine.device.type == "cuda" else None
         trained = DistributedDataParallel(trained, device_ids=devices, broadcast_buffers=False)
-    return trained
+    return trained, compiled
 
 
 def train_step(model, optimizers, batch, micro_batch, autocast, grad_clip):

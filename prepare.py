@@ -32,6 +32,7 @@ from typing import Literal
 import numpy as np
 from tqdm import tqdm
 
+from common import first_line
 from config import parse
 from data import gpt2
 from model import EOT, GPT2_VOCAB
@@ -171,13 +172,6 @@ def one_line(where):
         raise ValueError(f"{where} cannot be read: {first_line(e)}") from None
 
 
-def first_line(e):
-    """The innermost cause of an exception in one line."""
-    while e.__cause__ or (e.__context__ and not e.__suppress_context__):
-        e = e.__cause__ or e.__context__
-    return (str(e).strip().splitlines() or [type(e).__name__])[0]
-
-
 def reach(target):
     """Raise ValueError, within seconds, unless the URL or Hub dataset answers."""
     import huggingface_hub
@@ -266,12 +260,13 @@ class Split:
         return info | ({"text_sha256": self.text_hash.hexdigest()} if self.encoding else {})  # (bytes are the text)
 
 
-def fill(train, val, sources, val_sources, cfg, cap, val_fraction):
+def fill(train, val, sources, val_sources, cap, val_fraction):
     """Send every document where it belongs. Returns (the rule in words, the lowest hash seen)."""
     for source in val_sources:
         for document in source.documents():
-            if val.bytes < VAL_CAP:
-                val.add(cut_at(VAL_CAP - val.bytes, document())[0])
+            if val.bytes >= VAL_CAP:
+                break
+            val.add(cut_at(VAL_CAP - val.bytes, document())[0])
     documents = itertools.chain.from_iterable(source.documents() for source in sources)
     first = list(itertools.islice(documents, FEW))
     by_position = len(first) < FEW and not val_sources
@@ -293,7 +288,7 @@ def fill(train, val, sources, val_sources, cfg, cap, val_fraction):
             if document_hash <= val_fraction and val.bytes + size <= VAL_CAP:
                 in_val.add(document_hash)
                 val.add(pieces)
-            elif document_hash not in in_val:  # (a copy of what val holds must not come to train because val is full)
+            elif document_hash not in in_val:  # a copy of a val document must not land in train once val is full
                 train.add(pieces)
         left -= size
     if val_sources:
@@ -313,7 +308,8 @@ def measure(pieces):
 
 
 def cut_at(n, pieces):
-    """A document's pieces up to byte n (to the end of that character), and those after it, to be read in this order."""
+    """A document's pieces up to byte n (to the end of that character), and those after it: two generators over one
+    stream, so the first must be used up before the second."""
     pieces, rest = iter(pieces), []
 
     def before():
@@ -409,7 +405,7 @@ def write(work, name, words, sources, val_sources, cfg, cap, total):
         with tqdm(total=None if packed else total, unit="B", unit_scale=True, desc=name, disable=None) as bar:
             splits = {split: Split(work / f"{split}.bin", cfg.encoding(), bar) for split in ("train", "val")}
             try:
-                rule, lowest = fill(splits["train"], splits["val"], sources, val_sources, cfg, cap, val_fraction)
+                rule, lowest = fill(splits["train"], splits["val"], sources, val_sources, cap, val_fraction)
             finally:
                 info = {split: s.close() for split, s in splits.items()}
         if info["val"]["bytes"] or lowest == 1:

@@ -3,8 +3,8 @@
     python report.py          # a table -> EXPERIMENTS.md, between its markers; a picture -> results/; what is running
 
 A run is a folder with run.json and log.jsonl (train.py writes them) and perhaps eval.json (bench.py eval). Runs that
-differ in nothing but the seed (and the commit) make one row; what an experiment changes are the flags of its command.
-Figures of other projects stand in results/peers.json. Nothing that a run folder names is ever run or opened.
+differ in nothing but the seed (and the commit) make one row; the flags of its command say what it changes. Figures of
+other projects stand in results/peers.json. Nothing that a run folder names is ever run or opened.
 """
 
 import json
@@ -58,11 +58,10 @@ def read_run(folder, now):
         run["silent"] = now - beats[-1]
         run["status"] = "running" if run["silent"] < 120 + 20 * usual else "killed"
     run["device"] = info["device"] + (f", {info['threads']} threads" if "cpu" in info["device"] else "")
-    scores = read_json(folder / "eval.json") if (folder / "eval.json").is_file() else {}
-    if scores and (scores["weights"], scores["step"]) != ("last.pt", last["step"]):
-        raise ValueError("eval.json is not of the run's final weights")
-    run["tasks"] = {task: (100 * v["acc"], v["n"], v["of"]) for task, v in scores.get("tasks", {}).items()}
-    return run
+    scores = read_json(folder / "eval.json") if (folder / "eval.json").is_file() else {"tasks": {}}
+    of_final_weights = (scores.get("weights"), scores.get("step")) == ("last.pt", last["step"])
+    tasks = scores["tasks"] if of_final_weights else {}
+    return run | {"tasks": {task: (100 * v["acc"], v["n"], v["of"]) for task, v in tasks.items()}}
 
 
 def flags(command):
@@ -106,8 +105,9 @@ def experiments_of(runs):
 
 
 def mean(group, key):
-    """Of the runs that have a bpb, if there are any."""
-    values = [r[key] for r in [r for r in group if r["bpb"] is not None] or group if r[key] is not None]
+    """Mean of a figure over the runs that finished; over all of them if none did."""
+    finished = [r for r in group if r["bpb"] is not None] or group
+    values = [r[key] for r in finished if r[key] is not None]
     return statistics.fmean(values) if values else None
 
 
@@ -198,7 +198,8 @@ def draw(runs, path=Path("results/bpb_parameters.png")):
         ax.xaxis.set_major_formatter(EngFormatter(sep=""))
         ax.xaxis.set_minor_formatter("")
         ax.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
-        ax.margins(x=0.4, y=0.15)  # names stand to the right of their points
+        ax.margins(y=0.15)
+        ax.set_xlim(ax.dataLim.x0 / 2, ax.dataLim.x1 * 20)  # names stand to the right of their points
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100)
     plt.close(figure)

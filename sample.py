@@ -26,7 +26,7 @@ from data import decode, encode, read_utf8
 class SampleConfig:
     # model
     out_dir: str = ""  # the run's folder; empty: the newest under out/
-    weights: Literal["best", "last"] = "best"  # of the run: lowest val loss, or newest
+    weights: Literal["best", "last"] = "best"  # of the run: those of the lowest val loss, or the newest
     device: str = "auto"  # auto: cuda, else mps, else cpu
     # text
     prompt: str = ""  # what to go on from; empty: the start of a document
@@ -76,8 +76,8 @@ def main(argv=None):
         decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a character may arrive in four pieces
         print(decoder.decode(prompt), end="", flush=True)
         start, n = time.perf_counter(), 0
-        choice = (cfg.temperature, cfg.top_k, cfg.top_p, generator, cfg.stop)
-        for symbol in model.generate(encode(model.cfg, prompt), cfg.max_new_bytes, *choice):
+        choice = {"temperature": cfg.temperature, "top_k": cfg.top_k, "top_p": cfg.top_p, "generator": generator}
+        for symbol in model.generate(encode(model.cfg, prompt), cfg.max_new_bytes, stop=cfg.stop, **choice):
             piece = decode(model.cfg, [symbol])
             n += len(piece)
             print(decoder.decode(piece), end="", flush=True)

@@ -1,12 +1,12 @@
 """Train a super tiny language model. Edit this file directly.
 
     python train.py                                        # config/demo.py, 3 minutes on a laptop's CPU
-    python train.py config/stlm_10m.py --dataset=textbooks --max_steps=20000
-    python train.py config/stlm_10m.py --resume --max_steps=40000
+    python train.py config/stlm_10m.py --dataset=notes --max_steps=10000
+    python train.py config/stlm_10m.py --resume --max_steps=20000
     torchrun --nproc_per_node=4 train.py config/stlm_50m.py
 
-Reads data/DATASET (see prepare.py; without --dataset the newest). Writes out/RUN: last.pt, best.pt (weights only),
-log.jsonl, run.json, loss.png. The last line on stdout is the verdict of the final weights on the whole val file.
+Reads data/DATASET (see prepare.py; the newest by default). Writes out/RUN: last.pt (to go on from), best.pt (lowest val
+loss), log.jsonl, run.json, loss.png. The last line on stdout is the verdict of the final weights on the whole val file.
 """
 
 import dataclasses
@@ -29,15 +29,16 @@ from data import Data, bits_per_byte, newest_dataset
 from model import STLM
 from optim import make_optimizers, prepare_for_training, set_schedules, train_step
 
-# On resume, what may be given anew: lengths, the machine, intervals, and where things are.
-MAY_CHANGE = {"max_steps", "max_seconds", "device", "compile", "eval_interval", "eval_bytes", "log_interval"}
-MAY_CHANGE |= {"out_dir", "data_dir", "resume", "overwrite", "init_from"}
+# On resume a command may change these of the run's knobs, and those that are its own.
+MAY_CHANGE = {"max_steps", "max_seconds", "eval_interval", "eval_bytes", "log_interval"}
+MAY_CHANGE |= {"device", "compile", "data_dir"}
+OF_THE_COMMAND = {"out_dir", "resume", "overwrite", "init_from"}
 
 
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
     cfg, checkpoint = read_config(argv)
-    saved = checkpoint or {}  # what resumes keeps the dtypes that it had, whatever the machine
+    saved = checkpoint or {}  # a resumed run keeps its dtypes, whatever the machine
     machine = Machine(cfg.device, saved.get("dtype", cfg.dtype), saved.get("muon_dtype", "auto"))
     run = Run(cfg, machine, checkpoint)
 
@@ -45,7 +46,7 @@ def main(argv=None):
     find_dataset(cfg, run)
     train_data, val_data = Data(cfg, "train"), Data(cfg, "val")
     if checkpoint and checkpoint["data"]["train"] != train_data.meta["train"]:
-        raise ValueError(f"{cfg.dataset} is not the data that {run.last} was trained on: its sha256 differs")
+        raise ValueError(f"{cfg.dataset} is not the data that {run.last_path} was trained on: its sha256 differs")
     batches = Batches(cfg, train_data, machine)
 
     # model: raw_model is what is saved, evaluated and sampled; model is what trains, compiled or wrapped
@@ -55,8 +56,9 @@ def main(argv=None):
         for optimizer, state in zip(optimizers, checkpoint["optimizers"], strict=True):
             optimizer.load_state_dict(state)
     run.start_clock()  # races count the time to compile
-    model = prepare_for_training(raw_model, machine, cfg.compile, batches.micro_batch, cfg.block_size)
-    run.start(argv, raw_model, batches, compiled=model is not raw_model)
+    model, compiled = prepare_for_training(raw_model, machine, cfg.compile, batches.micro_batch, cfg.block_size)
+    run.stop_clock()
+    run.begin(argv, raw_model, batches, compiled)
 
     with run:
         while not run.done():
@@ -69,50 +71,44 @@ def main(argv=None):
             run.tick()
 
             # watching it
-            evaluate_now = run.is_due(cfg.eval_interval) and not run.done()
-            if run.step == 1 or run.is_due(cfg.log_interval) or evaluate_now or run.done():
+            pause = run.is_due(cfg.eval_interval) or run.done()
+            if run.step == 1 or run.is_due(cfg.log_interval) or pause:
                 run.log_step(loss, norm, lr_scale)
-            if evaluate_now:
+            if pause:
                 run.stop_clock()
-                run.save(run.last, raw_model, optimizers)
-                result = bits_per_byte(raw_model, val_data, cfg.block_size, cfg.eval_bytes, machine=machine)
-                run.log_evaluation(result, raw_model)
+                run.save(run.last_path, raw_model, optimizers)
+                if not run.interrupted:  # the best weights are those of the lowest of these evaluations
+                    result = bits_per_byte(raw_model, val_data, cfg.block_size, cfg.eval_bytes, machine=machine)
+                    run.log_evaluation(result, raw_model)
                 run.start_clock()
 
-        run.stop_clock()
-        run.save(run.last, raw_model, optimizers)
-        if run.interrupted and run.progress() < 1:
+        if run.interrupted:
             return run.interrupt()
-        result = bits_per_byte(raw_model, val_data, cfg.block_size, machine=machine)
-        run.log_evaluation(result, raw_model)
-        return run.finish(result)
+        return run.finish(bits_per_byte(raw_model, val_data, cfg.block_size, machine=machine))
 
 
 # --- before the first step -------------------------------------------------------------------------------------------
 
 
 def read_config(argv):
-    """-> (config, None), or on resume that of the run in out_dir, with what may change, and its last checkpoint."""
+    """-> (config, None); on resume, that of the run in out_dir with this command's changes, and its checkpoint."""
     cfg, words = parse(Config, argv, __doc__, "config/demo.py", either=("max_steps", "max_seconds"))
     if words:
         raise ValueError(f"what is {words[0]!r}? The config file ends in .py, every knob is --key=value; see --help")
-    out = Path(cfg.out_dir)
+    path = Path(cfg.out_dir) / "last.pt"
     if not cfg.resume:
-        if not cfg.overwrite and any((out / name).exists() for name in ("run.json", "last.pt", "best.pt")):
+        if not cfg.overwrite and any(path.with_name(name).exists() for name in ("run.json", "last.pt", "best.pt")):
             ways = "--resume goes on with it, --overwrite throws it away, --out_dir=DIR avoids it"
-            raise ValueError(f"{out} already holds a run: {ways}")
+            raise ValueError(f"{cfg.out_dir} already holds a run: {ways}")
         return cfg, None
-    path = out / "last.pt"
     checkpoint = load_checkpoint(path)
     old = build(Config, known_values(checkpoint["config"], Config, path), path)
-    for key in sorted(cfg.explicit - MAY_CHANGE):
+    for key in sorted(cfg.explicit - MAY_CHANGE - OF_THE_COMMAND):
         if getattr(cfg, key) != getattr(old, key):
-            may = ", ".join(sorted(MAY_CHANGE - {"resume", "overwrite", "init_from"}))
             both = f"{key}={getattr(cfg, key)!r}, but {path} has {getattr(old, key)!r}"
-            raise ValueError(f"{both}; on resume only {may} may change")
-    changed = cfg.from_command_line & MAY_CHANGE | {"out_dir", "resume", "overwrite", "init_from"}
-    if changed & {"max_steps", "max_seconds"}:
-        changed |= {"max_steps", "max_seconds"}
+            raise ValueError(f"{both}; on resume only {', '.join(sorted(MAY_CHANGE))} may change")
+    changed = cfg.from_command_line & MAY_CHANGE | OF_THE_COMMAND
+    changed |= {"max_steps", "max_seconds"} if changed & {"max_steps", "max_seconds"} else set()
     return dataclasses.replace(old, **{key: getattr(cfg, key) for key in changed}), checkpoint
 
 
@@ -147,10 +143,8 @@ class Batches:
             raise ValueError(f"{have}; block_size={T} needs at least {T + 1}")
         self.n_rows = cfg.batch_bytes // T  # over all processes
         self.micro_batch = min(cfg.micro_batch or self.n_rows, max(1, self.n_rows // world))
-        self.accumulation = self.n_rows // (self.micro_batch * world)
-        self.symbols = self.accumulation * self.micro_batch * world * T
-        if self.symbols != cfg.batch_bytes:
-            unit = self.micro_batch * world * T
+        unit = self.micro_batch * world * T
+        if cfg.batch_bytes % unit:
             raise ValueError(
                 f"batch_bytes={cfg.batch_bytes} is not a multiple of micro_batch={self.micro_batch} x {world} "
                 f"processes x block_size={T} = {unit}; try --batch_bytes={max(1, round(cfg.batch_bytes / unit)) * unit}"
@@ -164,9 +158,9 @@ class Batches:
         return rows.to(m.device, non_blocking=cuda)  # (pinned, they are copied while the steps before still run)
 
     def __str__(self):
-        passes = f"{self.accumulation} x {self.micro_batch} rows x {self.cfg.block_size}"
-        total = f"{self.symbols:,} of {len(self.data.symbols):,} symbols"
-        return f"a step: {passes} x {self.machine.world} processes = {total}"
+        cfg, world, n = self.cfg, self.machine.world, self.micro_batch
+        passes = f"{self.n_rows // n // world} x {n} rows x {cfg.block_size} x {world} processes"
+        return f"a step: {passes} = {cfg.batch_bytes:,} of {len(self.data.symbols):,} symbols"
 
 
 def make_model(cfg, checkpoint):
@@ -191,38 +185,33 @@ def make_model(cfg, checkpoint):
 
 class Run:
     """A run's step and clock, the signals it gets, and its folder: log.jsonl (a JSON object per event), run.json (what,
-    where, status), checkpoints, loss.png. Every process has one; only that of rank 0 prints and writes.
-    """
+    where, status), checkpoints, loss.png. Every process has one; only that of rank 0 prints and writes."""
 
     def __init__(self, cfg, machine, checkpoint):
         self.cfg, self.machine, self.writes, self.out = cfg, machine, machine.rank == 0, Path(cfg.out_dir)
-        self.last, self.best_path = self.out / "last.pt", self.out / "best.pt"
+        self.last_path, self.best_path = self.out / "last.pt", self.out / "best.pt"
         saved = checkpoint or {"step": 0, "elapsed": 0.0, "warmup_from": None}
         self.step, self.elapsed, self.warmup_from = saved["step"], saved["elapsed"], saved.get("warmup_from", 0.0)
-        self.best = load_checkpoint(self.best_path)["best"] if checkpoint and self.best_path.exists() else math.inf
         self.log, self.info, self.signals, self.interrupted = [], {}, [], False
 
     def say(self, text, end="\n"):
         if self.writes:
             print(text, end=end, flush=True)
 
-    def start(self, argv, model, batches, compiled):
+    def begin(self, argv, model, batches, compiled):
         """Say what will run; make the folder, or cut a resumed run's log to the checkpoint's step."""
-        self.stop_clock()
         cfg, machine, parameters = self.cfg, self.machine, model.parameter_table()
         why = f"{machine.why}, compile {'on' if compiled else 'off'}"
-        self.say(why)
-        self.say("parameters (the head is the embedding):")
+        self.say(f"{why}\nparameters (the head is the embedding):")
         self.say("\n".join(f"  {part:<14} {n:>12,}" for part, n in parameters.items()))
         length = f"{cfg.max_steps:,} steps" if cfg.max_steps else f"{cfg.max_seconds:g} seconds"
         self.say(f"{batches}\ntraining for {length}; Ctrl-C saves and stops")
         self.model_flops, self.batches = model.flops_per_symbol(), batches
-        self.dtypes = {"dtype": str(machine.dtype)[6:], "muon_dtype": str(machine.muon_dtype)[6:]}
         versions = {"torch": torch.__version__, "python": platform.python_version(), "platform": platform.platform()}
         self.info = {"command": shlex.join(["train.py", *argv]), "config": dataclasses.asdict(cfg), "commit": commit()}
         self.info |= {"parameters": parameters, "data": batches.data.meta, "device": machine.name, "why": why}
         self.info |= {"processes": machine.world, "threads": torch.get_num_threads(), "versions": versions}
-        if self.warmup_from is None:  # (what is done before the first step was compiling)
+        if self.warmup_from is None:  # before the first step: what has been done was compiling
             self.warmup_from = self.progress()
         if self.writes:
             self.out.mkdir(parents=True, exist_ok=True)
@@ -234,6 +223,7 @@ class Run:
                 lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
                 self.log = [e for e in map(json.loads, lines) if e["step"] <= self.step]
                 write_atomically(path, lambda f: f.write("".join(json.dumps(e) + "\n" for e in self.log).encode()))
+        self.best_bpb = min((e["bpb"] for e in self.log if e["event"] == "eval"), default=math.inf)
         self.status("running")
         self.record("start")
 
@@ -257,6 +247,7 @@ class Run:
         if self.signals and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signals.append(number)
+        self.say("stopping after this step; Ctrl-C again stops at once")
 
     def start_clock(self):
         self.clock_from, self.logged = time.perf_counter(), (self.step, self.elapsed)
@@ -269,7 +260,7 @@ class Run:
     def read_clock(self):
         """Add the time that has passed; every process follows rank 0's clock, and a signal that any of them got."""
         now = time.perf_counter()
-        elapsed = self.elapsed + now - self.clock_from if self.machine.rank == 0 else 0.0
+        elapsed = self.elapsed + now - self.clock_from if self.machine.rank == 0 else 0.0  # a sum with zeros: rank 0's
         self.elapsed, signals = self.machine.sum([elapsed, len(self.signals)])
         self.clock_from, self.interrupted = now, signals > 0
 
@@ -303,29 +294,31 @@ class Run:
             write_json(self.out / "run.json", self.info)
 
     def save(self, path, model, optimizers=()):
-        """A checkpoint. Without optimizers it holds the weights alone."""
+        """Write a checkpoint; for best.pt without the optimizers."""
         if self.writes:
             state = {"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers]}
-            state |= {"step": self.step, "elapsed": self.elapsed, "best": self.best, "warmup_from": self.warmup_from}
-            state |= {k: self.info[k] for k in ("config", "parameters", "data", "commit")} | self.dtypes
+            state |= {"step": self.step, "elapsed": self.elapsed, "warmup_from": self.warmup_from}
+            state |= {"dtype": self.machine.dtype_name, "muon_dtype": self.machine.muon_dtype_name}
+            state |= {k: self.info[k] for k in ("config", "parameters", "data", "commit")}
             write_atomically(path, lambda f: torch.save(state, f))
 
     def log_step(self, loss, norm, lr_scale):
-        """Print and log the mean loss of a step's batch, in nats, and its gradient's norm. ValueError if not finite."""
+        """Log a step: its loss, given in nats, as bits per byte, and its gradient's norm. ValueError if not finite."""
         cfg, machine, data, step = self.cfg, self.machine, self.batches.data, self.step
         loss, norm = machine.sum([loss.item()])[0] / machine.world, norm.item()
         if not (math.isfinite(loss) and math.isfinite(norm)):
             self.record("failed", loss=str(loss), norm=str(norm))
             rates = f"muon_lr is {cfg.muon_lr * lr_scale:.3g}, adam_lr {cfg.adam_lr * lr_scale:.3g}: lower them"
-            last = f"last good checkpoint: {self.last if self.last.exists() else 'none yet'}"
+            last = f"last good checkpoint: {self.last_path if self.last_path.exists() else 'none yet'}"
             raise ValueError(f"step {step}: loss {loss}, gradient norm {norm}; {rates}; {last}")
-        symbols_per_second = (step - self.logged[0]) * self.batches.symbols / max(1e-9, self.elapsed - self.logged[1])
+        symbols_per_second = (step - self.logged[0]) * cfg.batch_bytes / max(1e-9, self.elapsed - self.logged[1])
         speed, peak = symbols_per_second * data.bytes_per_symbol, machine.peak_flops()
-        mfu = f"{symbols_per_second * self.model_flops / peak / machine.world:.1%}" if peak else "n/a"
+        mfu = symbols_per_second * self.model_flops / peak / machine.world if peak else None
         bpb = loss / math.log(2) / data.bytes_per_symbol
         self.record("train", bpb=bpb, norm=norm, lr_scale=lr_scale, bytes_per_second=round(speed), mfu=mfu)
         left = self.elapsed / self.progress() * max(0, 1 - self.progress())
-        line = f"step {step} | train {bpb:.4f} bpb | norm {norm:.2f} | {speed:,.0f} bytes/s | mfu {mfu}"
+        line = f"step {step} | train {bpb:.4f} bpb | norm {norm:.2f} | {speed:,.0f} bytes/s"
+        line += f" | {mfu:.1%} of peak" if mfu else ""
         advice = " at this speed; --max_seconds=3600 trains for an hour" if step == 1 and left > 86400 else ""
         stays = self.done() or self.is_due(cfg.eval_interval) or step == 1 or not sys.stdout.isatty()
         self.say(f"{line} | {duration(left)} left{advice}", end="\n" if stays else "   \r")
@@ -336,20 +329,20 @@ class Run:
         self.record("eval", **result)
         patches = f" | {result['bytes_per_patch']:.2f} bytes/patch, {result['overflow']:.2%} of rows overflow"
         self.say(f"val {result['bpb']:.4f} bpb on {result['bytes']:,} bytes" + patches * model.pooled)
-        if result["bpb"] < self.best:
-            self.best = result["bpb"]
+        if result["bpb"] < self.best_bpb:
+            self.best_bpb = result["bpb"]
             self.save(self.best_path, model)
 
     def interrupt(self):
         """Stopped by a signal. Returns the exit status."""
         self.record("interrupted")
         self.status("interrupted")
-        self.say(f"stopped by a signal after step {self.step}; {self.last} is saved, --resume goes on")
+        self.say(f"stopped by a signal after step {self.step}; {self.last_path} is saved, --resume goes on")
         return 130
 
     def finish(self, result):
-        """The verdict of an evaluation on the whole val file. Returns the exit status."""
-        n_bytes, bpb = self.step * self.batches.symbols * self.batches.data.bytes_per_symbol, result["bpb"]
+        """The verdict: of the final weights on the whole val file. Returns the exit status."""
+        n_bytes, bpb = self.step * self.cfg.batch_bytes * self.batches.data.bytes_per_symbol, result["bpb"]
         verdict = {"val_bpb": f"{bpb:.4f}", "val_nats": f"{bpb * math.log(2):.4f}"}
         verdict |= {"params": self.info["parameters"]["total"], "steps": self.step, "seconds": f"{self.elapsed:.1f}"}
         verdict |= {"bytes_per_second": round(n_bytes / self.elapsed)}

@@ -6,7 +6,7 @@ The dataclass is the only list of knobs: name, type, default, and a trailing com
 is plain Python that assigns some of them; it may compute, keep helpers in _underscored names, and build on another file
 with `from config.stlm_10m import *`. Its docstring says why the experiment is worth running. The command line wins over
 the file. What is misspelt, of the wrong type or impossible is a ValueError that names the key, where it stood and the
-nearest name. Only a file that is named on the command line is ever run.
+nearest name. A name that stands in a log or a checkpoint never leads to a file that is run.
 """
 
 import dataclasses
@@ -24,23 +24,23 @@ from typing import Literal
 
 from model import ModelConfig
 
-ROOT = Path(__file__).resolve().parent.parent  # config files import each other as config.NAME from anywhere
+ROOT = Path(__file__).resolve().parent.parent
 __path__.append(str(ROOT / "config" / "races"))  # where `config.NAME` is looked for, too
 
 
 @dataclass
 class Config(ModelConfig):
     # run
-    dataset: str = ""  # folder under data_dir, made by prepare.py; empty: the newest of the config's tokenizer
+    dataset: str = ""  # folder under data_dir, made by prepare.py; empty: the newest for this tokenizer
     data_dir: str = "data"  # where datasets live
     out_dir: str = ""  # where the run goes; empty: out/ and the config file's name
     init_from: str = ""  # out folder whose best weights to start from (fine-tuning)
-    resume: bool = False  # go on from out_dir/last.pt, bit for bit
+    resume: bool = False  # go on from out_dir/last.pt
     overwrite: bool = False  # throw away what is in out_dir
-    seed: int = 1337  # of weights, data order and dropout, each from a generator of its own
+    seed: int = 1337  # of weights, data order and dropout
     # length: one of the two; the schedule follows it
     max_steps: int = 0  # optimizer steps
-    max_seconds: float = 0.0  # training time, without start-up, evaluation and saving
+    max_seconds: float = 0.0  # training time, with compiling, without evaluation and saving
     # batch
     batch_bytes: int = 16384  # bytes (tokens for gpt2) in one optimizer step, over all processes
     micro_batch: int = 0  # rows of block_size in one forward pass of one process; 0: all of its share
@@ -59,7 +59,7 @@ class Config(ModelConfig):
     # machine
     device: str = "auto"  # auto: cuda, else mps, else cpu
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of matrix products; auto: bfloat16 where it is native
-    compile: Literal["auto", "on", "off"] = "auto"  # torch.compile; auto: on cuda, if it works
+    compile: Literal["auto", "on", "off"] = "auto"  # torch.compile where it works; auto: on cuda only
     # watching
     eval_interval: int = 250  # steps between evaluations; 0: only at the end
     eval_bytes: int = 200_000  # val bytes (gpt2: tokens) of an evaluation, evenly spread; at the end all are scored
@@ -86,6 +86,9 @@ class Config(ModelConfig):
             raise ValueError("resume goes on with the run in out_dir: it excludes overwrite and init_from")
 
 
+YES_NO = {"true": True, "1": True, "false": False, "0": False}
+
+
 def nearest(name, names, cutoff=0.6):
     """The most similar of some names as a hint, or ''."""
     found = difflib.get_close_matches(str(name), names, n=1, cutoff=cutoff)
@@ -106,9 +109,9 @@ def convert(cls, key, value, where, text=False):
         return value
     wrong = ValueError(f"{where}: {key}={value!r} is not {'a true/false' if want is bool else want.__name__}")
     if text and want is bool:
-        if value.lower() not in ("true", "false", "1", "0"):
+        if value.lower() not in YES_NO:
             raise wrong
-        return value.lower() in ("true", "1")
+        return YES_NO[value.lower()]
     if text and want in (int, float):
         try:
             value = int(value) if want is int and re.fullmatch(r"-?[\d_]+", value) else float(value)
@@ -126,7 +129,7 @@ def convert(cls, key, value, where, text=False):
 def find_file(path):
     """The config file of this name; config/NAME.py may stand in config/races. ValueError with the nearest name."""
     path, races = Path(path), ROOT / "config" / "races"
-    for found in (path, races / path.name if path.parent.name == "config" else path):
+    for found in [path, ROOT / path] + [races / path.name] * (path.parent.name == "config"):
         if found.is_file():
             return found
     known = [str(p.relative_to(ROOT)) for folder in (ROOT / "config", races) for p in sorted(folder.glob("[a-z]*.py"))]
@@ -136,7 +139,7 @@ def find_file(path):
 def load_file(cls, path):
     """Run a config file. Returns (its assignments as a dict, its docstring); raises ValueError naming key and file."""
     path = find_file(path)
-    sys.path.insert(0, str(ROOT))
+    sys.path.insert(0, str(ROOT))  # config files import each other as config.NAME
     try:
         names = runpy.run_path(str(path))
     except Exception as e:
@@ -168,7 +171,7 @@ def read_command_line(cls, argv):
             continue
         key, equals, value = arg[2:].partition("=")
         following = argv[i] if i < len(argv) else "--"
-        if not equals and kinds.get(key) is bool and following.lower() not in ("true", "false"):
+        if not equals and kinds.get(key) is bool and following.lower() not in YES_NO:
             value = "true"
         elif not equals and key in kinds:
             if following.startswith("--"):
@@ -207,15 +210,16 @@ def parse(cls, argv, usage, default_file=None, either=()):
 
 
 def describe(cls):
-    """The dataclass as text: each knob with its default and its trailing comment, in groups as in the source."""
-    lines, group = [], None
+    """The dataclass as text: each knob with its default, choices and trailing comment, in groups as in the source."""
+    lines, group, fields = [], None, {f.name: f for f in dataclasses.fields(cls)}
     for base in reversed(cls.__mro__[:-1]):
         for line in inspect.getsource(base).splitlines():
             if title := re.match(r"    # (.+)", line):
                 group = title[1]
-            elif knob := re.match(r"    (\w+): .+? = (.+?)  # (.+)", line):
+            elif knob := re.match(r"    (\w+): .+?  # (.+)", line):
                 lines += [group] if group else []
-                group = None
-                default = knob[2].replace('"', "'")
-                lines.append(f"  --{knob[1]}={default}".ljust(29) + f" {knob[3]}")
+                field, group = fields[knob[1]], None
+                default = "''" if field.default == "" else field.default
+                choices = f" ({', '.join(typing.get_args(field.type))})" if typing.get_args(field.type) else ""
+                lines.append(f"  --{field.name}={default}".ljust(29) + f" {knob[2]}{choices}")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""50M parameters, GPT-2's tokenizer: the same recipe as stlm_50m with the vocabulary that most models have.
+"""50M parameters, GPT-2's tokenizer: the same recipe as stlm_50m, without its n-gram table, for 50257 tokens.
 
 Nearly half the parameters are the (tied) embedding of 50257 tokens, which leaves 11 layers, 448 wide. A token is about
 4.4 bytes, so 1024 tokens see as much text as 4500 bytes do. Its data: python prepare.py SOURCE --tokenizer=gpt2

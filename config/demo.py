@@ -1,6 +1,6 @@
 """The first run: 3 minutes on a laptop's CPU. On Python's own standard library it then writes Python-looking text.
 
-About a million parameters in the same shape as the large configs: bytes, patches that end at spaces and punctuation, a
+About a million parameters in nearly the shape of the large configs: bytes, patches that end with words, a
 small trunk, a table of hashed n-grams, six n-gram matches.
 """
 

@@ -35,7 +35,7 @@ def test_the_dtype_follows_from_what_the_cpu_has_and_from_nothing_else(monkeypat
 
 
 def test_a_device_that_is_not_there_is_named():
-    assert pick_device("cpu") == (torch.device("cpu"), "as told")
+    assert pick_device("cpu") == (torch.device("cpu"), "as requested")
     with pytest.raises(ValueError, match=r"device='cuda:7' cannot be used"):
         pick_device("cuda:7")
 

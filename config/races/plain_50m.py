@@ -1,4 +1,4 @@
-"""50M parameters, no pooling: what stlm_50m has to beat, with the other improvements but the n-gram table."""
+"""50M parameters, no pooling: what stlm_50m has to beat, with all the other improvements except the n-gram table."""
 
 from config.stlm_50m import *
 
@@ -6,7 +6,5 @@ pooling = "none"
 block_size = 1024
 max_patches = 0
 n_layer = 10
-n_head = 10
-n_embd = 640
 n_grams = 0
 micro_batch = 16

@@ -1,4 +1,4 @@
-"""Does pooling pay? 10M parameters, 20 minutes on 2 CPU cores, pooled: to be held beside plain bytes and BPE.
+"""Does pooling pay? 10M parameters, 20 minutes on 2 CPU cores, pooled: to compare with plain bytes and BPE.
 
 textbooks_3m with four times the table: in twenty minutes a CPU has no time for wider layers, but rows cost no compute.
 With so many there is room for two more lengths of n-grams, up to the last eight bytes: 0.011 bpb.
