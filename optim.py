@@ -80,7 +80,7 @@ def set_schedules(model, optimizers, cfg, progress, start=0.0):
 
 
 def prepare_for_training(model, machine, compile, rows, T):
-    """-> (the model, compiled if that is wanted and works, and wrapped if there are several processes; is it compiled?)"""
+    """-> (the model, compiled if that is wanted and works, wrapped if there are several processes; is it compiled?)"""
     trained, compiled = model, False
     if compile == "on" or (compile == "auto" and machine.device.type == "cuda"):
         try:  # a forward and backward pass proves it
