@@ -64,6 +64,8 @@ def main(argv=None):
     path = path if path.exists() else out / "last.pt"  # a run that never got as far as an evaluation has no best
     device = pick_device(cfg.device)[0]
     model, checkpoint = load_model(path, device)
+    if device.type == "cpu":  # a byte is little work: threads wait for each other, on a busy machine ten times as long
+        torch.set_num_threads(1)
     print(
         f"{path}: step {checkpoint['step']}, {checkpoint['parameters']['total']:,} parameters, {device}",
         file=sys.stderr,
