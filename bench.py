@@ -38,7 +38,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from common import Machine, commit, load_model, newest_run, pick_device, write_json
+from common import Machine, commit, first_line, load_model, newest_run, pick_device, write_json
 from config import ROOT, Config, build, load_file, parse
 from data import Data, bits_per_byte, continuation_start, encode, read_utf8, symbols_at_once
 from model import PAD, STLM, rows_of, sample
@@ -80,13 +80,12 @@ LENGTHS, TOGETHER = (512, 1024, 2048, 4096), 16  # bytes of text so far; texts g
 
 
 def some_text(path):
-    """1 MB of real text and its name: a file, or the standard library, which is the same everywhere."""
-    text, name = read_utf8(path, "text") if path else b"", path or "the standard library"
-    if not path:
-        text = b"".join(p.read_bytes() for p in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")))
+    """1 MB of real text: a file, or the standard library, which is the same everywhere."""
+    files = [] if path else sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
+    text = read_utf8(path, "text") if path else b"".join(p.read_bytes() for p in files)
     if len(text) < 20_000:
-        raise ValueError(f"{name} has {len(text)} bytes; speed needs at least 20000 of real text")
-    return text[: 1 << 20], name
+        raise ValueError(f"text={path} has {len(text)} bytes; speed needs at least 20000 of real text")
+    return text[: 1 << 20]
 
 
 def measure_speed(cfg, options, text):
@@ -169,7 +168,7 @@ def speed(options, paths):
         names = ("stlm_50m", "plain_50m", "bpe_50m") if cuda else ("stlm_10m", "plain_10m")
         paths = [str(ROOT / "config" / f"{name}.py") for name in names]
     configs = [build(Config, load_file(Config, p)[0], p) for p in paths]
-    text, source = some_text(options.text)
+    text, source = some_text(options.text), options.text or "the standard library"
     arms = [{"config": Path(path).stem, "rounds": []} for path in paths]
     with tqdm(total=options.rounds * len(arms), desc="measuring", unit="run", disable=None) as bar:
         for i in [(r + i) % len(arms) for r in range(options.rounds) for i in range(len(arms))]:  # taking turns
@@ -308,10 +307,13 @@ def score(model, items, on_progress=lambda n: None, at_once=0):
         work.append(Work(number, rows, starts, min(alike, *starts)))
     work.sort(key=lambda w: (w.common // 16, max(map(len, w.rows))), reverse=True)
     while work:
-        batch, room = [], at_once
-        while work and (not batch or sum(map(len, work[-1].rows)) <= room):
+        batch, n, longest, common = [], 0, 0, work[-1].common
+        while work:  # as many as fit with their padding, at least one
+            w = work[-1]
+            n, longest, common = n + len(w.rows), max(longest, *map(len, w.rows)), min(common, w.common)
+            if batch and (len(batch) + 1) * common + n * (longest - common) > at_once:
+                break
             batch.append(work.pop())
-            room -= sum(map(len, batch[-1].rows))
         for w, scores in zip(batch, score_batch(model, batch), strict=True):
             results[w.number] = scores
             on_progress(len(scores))
@@ -450,8 +452,7 @@ def items_of(task, options):
     except Exception as e:
         if options.data:
             raise
-        reason = (str(e).splitlines() or [type(e).__name__])[0][:120]
-        raise ValueError(f"not from the Hub ({reason}); --data=DIR reads local files") from None
+        raise ValueError(f"not from the Hub ({first_line(e)[:120]}); --data=DIR reads local files") from None
     if not items:
         raise ValueError("has no items")
     return items
@@ -480,10 +481,7 @@ def main(argv=None):
         raise ValueError(f"speed or eval? ({command!r} is neither; see --help)")
     if paths and command != "speed":
         raise ValueError(f"what is {paths[0]!r}? {command} takes --key=value only; see --help")
-    if command == "speed":
-        speed(options, paths)
-    else:
-        evaluate(options)
+    speed(options, paths) if command == "speed" else evaluate(options)
 
 
 if __name__ == "__main__":

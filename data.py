@@ -4,6 +4,7 @@ For byte models the symbols are the bytes. The BPE baseline's are GPT-2's tokens
 and prepare.py know tiktoken.
 """
 
+import contextlib
 import functools
 import json
 import math
@@ -78,11 +79,12 @@ def continuation_start(cfg, context, symbols):
 
 def newest_dataset(cfg):
     """The name of the dataset in data_dir that was prepared last, of those for the config's tokenizer, or None."""
-    found, vocab_size = [], 256 if cfg.tokenizer == "bytes" else cfg.gpt2_vocab
+    found, wanted = [], (cfg.tokenizer, 256 if cfg.tokenizer == "bytes" else cfg.gpt2_vocab)
     for path in Path(cfg.data_dir).glob("*/meta.json"):
-        meta = json.loads(path.read_text(encoding="utf-8"))
-        if meta["tokenizer"] == cfg.tokenizer and meta.get("vocab_size", 256) == vocab_size:
-            found.append((path.stat().st_mtime, path.parent.name))
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # a broken one is none
+            meta = json.loads(path.read_text(encoding="utf-8"))
+            if (meta["tokenizer"], meta.get("vocab_size", 256)) == wanted:
+                found.append((path.stat().st_mtime, path.parent.name))
     return max(found)[1] if found else None
 
 

@@ -125,11 +125,12 @@ def rotate(x, rope):
 def attend(q, k, v, mask=None):
     """Softmax attention, causal if there is no mask: q (B, P, H, D), k and v (B, N, H, D) -> (B, P, H, D)."""
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    if q.device.type == "cpu":  # where the backward of bfloat16 attention is up to 4 times slower than that of float32
+    dtype = q.dtype
+    if q.device.type == "cpu" and dtype == torch.bfloat16:  # its backward is up to 4 times slower than float32's there
         q, k, v = q.float(), k.float(), v.float()
     with torch.autocast(q.device.type, enabled=False):
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
-    return y.transpose(1, 2)
+    return y.transpose(1, 2).to(dtype)
 
 
 def rows_at(x, i):
@@ -144,9 +145,10 @@ def patch_parts(x, ends, P):
     B, T, E = x.shape
     number = (ends.cumsum(dim=1) - ends.long()).clamp(max=P)  # (B, T) the patch that each byte is in
     t = torch.arange(T, device=x.device).expand_as(ends)
-    last = torch.zeros(B, P + 1, dtype=torch.long, device=x.device).scatter(1, torch.where(ends, number, P), t)
     slot = number + (P + 1) * torch.arange(B, device=x.device)[:, None]
+    # the sums first: with the look-up before them, torch 2.13's compiler loses the look-up's gradient on a CPU
     sums = x.new_zeros(B * (P + 1), E).index_add(0, slot.flatten(), x.flatten(0, 1)).view(B, P + 1, E)
+    last = torch.zeros(B, P + 1, dtype=torch.long, device=x.device).scatter(1, torch.where(ends, number, P), t)
     return rows_at(x, last[:, :P]), sums
 
 
@@ -473,7 +475,7 @@ class STLM(nn.Module):
         new = torch.arange(z.size(1), device=z.device)
         past = Past([x[rows] for x in state["canon"]], count[rows])
         cache = KeyValueCache(state["keys_values"], rows, state["cached"][rows, None] + new, self.cfg.n_patches)
-        z = z.index_copy(0, rows, self.trunk(z[rows], state["patches"][rows, None] + new, past, cache))
+        z = z.index_copy(0, rows, self.trunk(z[rows], state["patches"][rows, None] + new, past, cache).to(z.dtype))
         canon = [x.index_copy(0, rows, after) for x, after in zip(state["canon"], past.after, strict=True)]
         return z, state | {"canon": canon, "patches": state["patches"] + count, "cached": state["cached"] + count}
 
@@ -510,7 +512,7 @@ class STLM(nn.Module):
                 raise ValueError(f"{key}={value} must be at least {low}")
         if not 0 < top_p <= 1:
             raise ValueError(f"top_p={top_p} must be above 0 and at most 1")
-        several = isinstance(prompt, list) and len(prompt) > 0 and not isinstance(prompt[0], int)
+        several = isinstance(prompt, list) and len(prompt) > 0 and not hasattr(prompt[0], "__index__")
         texts = [text.encode() if isinstance(text, str) else text for text in (prompt if several else [prompt])]
         if self.cfg.tokenizer != "bytes" and any(isinstance(text, bytes) for text in texts):
             raise ValueError("a BPE model reads tokens: data.encode(model.cfg, text) gives them")

@@ -62,7 +62,7 @@ def make_optimizers(model, cfg, muon_dtype):
 def lr_scale(progress, cfg, start=0.0):
     """Rise, hold, fall to zero. progress is the share of the run that is done, 0 to 1; the rise begins at `start`."""
     rise = (progress - start + 1e-3) / max(cfg.warmup, 1e-3)  # (the first step is not at zero)
-    return min(1.0, rise, (1 - progress) / max(cfg.decay, 1e-9))
+    return max(0.0, min(1.0, rise, (1 - progress) / max(cfg.decay, 1e-9)))
 
 
 def dropout_at(progress, cfg):

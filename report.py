@@ -70,7 +70,7 @@ def flags(command):
     for word, following in zip(words, [*words[1:], "--"], strict=True):
         if word.startswith("--"):
             key, equals, value = word[2:].partition("=")
-            value = value if equals else "true" if following.startswith("--") else following
+            value = value if equals else "true" if following.startswith("--") or ".py" in following else following
             found += [f"{key}={value}"] if key not in ASIDE else []
     return ", ".join(found)
 
@@ -87,7 +87,7 @@ def read_runs():
             key = (run["config"], run["seed"], run["log"][0]["time"])
             if key not in runs or run["seconds"] > runs[key]["seconds"]:
                 runs[key] = run
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, ArithmeticError) as e:
+        except Exception as e:  # whatever is in the folder
             print(f"report.py: {path.parent} is left out: {type(e).__name__}: {e}", file=sys.stderr)
     return list(runs.values())
 

@@ -63,7 +63,7 @@ def main(argv=None):
     with run:
         while not run.done():
             # one step
-            lr_scale = set_schedules(raw_model, optimizers, cfg, run.progress(), run.warmup_from)
+            lr_scale = set_schedules(raw_model, optimizers, cfg, run.progress(), run.compiled_share())
             if cfg.dropout:  # what is dropped is a function of seed and step, so that resuming needs no state
                 torch.manual_seed((cfg.seed * 1_000_003 + run.step) * machine.world + machine.rank)
             batch = batches.at(run.step)
@@ -190,8 +190,9 @@ class Run:
     def __init__(self, cfg, machine, checkpoint):
         self.cfg, self.machine, self.writes, self.out = cfg, machine, machine.rank == 0, Path(cfg.out_dir)
         self.last_path, self.best_path = self.out / "last.pt", self.out / "best.pt"
-        saved = checkpoint or {"step": 0, "elapsed": 0.0, "warmup_from": None}
-        self.step, self.elapsed, self.warmup_from = saved["step"], saved["elapsed"], saved.get("warmup_from", 0.0)
+        saved = checkpoint or {"step": 0, "elapsed": 0.0, "compile_seconds": None}
+        self.step, self.elapsed = saved["step"], saved["elapsed"]
+        self.compile_seconds = saved.get("compile_seconds", 0.0)  # before the first step, all of them training time
         self.log, self.info, self.signals, self.interrupted = [], {}, [], False
 
     def say(self, text, end="\n"):
@@ -211,8 +212,8 @@ class Run:
         self.info = {"command": shlex.join(["train.py", *argv]), "config": dataclasses.asdict(cfg), "commit": commit()}
         self.info |= {"parameters": parameters, "data": batches.data.meta, "device": machine.name, "why": why}
         self.info |= {"processes": machine.world, "threads": torch.get_num_threads(), "versions": versions}
-        if self.warmup_from is None:  # before the first step: what has been done was compiling
-            self.warmup_from = self.progress()
+        if self.compile_seconds is None:
+            self.compile_seconds = self.elapsed
         if self.writes:
             self.out.mkdir(parents=True, exist_ok=True)
             path = self.out / "log.jsonl"
@@ -273,6 +274,10 @@ class Run:
         """The share of the run that is done."""
         return self.step / self.cfg.max_steps if self.cfg.max_steps else self.elapsed / self.cfg.max_seconds
 
+    def compiled_share(self):
+        """The share of the run that compiling took: warm-up begins after it."""
+        return self.compile_seconds / self.cfg.max_seconds if self.cfg.max_seconds else 0.0
+
     def done(self):
         return self.interrupted or (self.progress() >= 1 and self.step > 0)
 
@@ -297,7 +302,7 @@ class Run:
         """Write a checkpoint; for best.pt without the optimizers."""
         if self.writes:
             state = {"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers]}
-            state |= {"step": self.step, "elapsed": self.elapsed, "warmup_from": self.warmup_from}
+            state |= {"step": self.step, "elapsed": self.elapsed, "compile_seconds": self.compile_seconds}
             state |= {"dtype": self.machine.dtype_name, "muon_dtype": self.machine.muon_dtype_name}
             state |= {k: self.info[k] for k in ("config", "parameters", "data", "commit")}
             write_atomically(path, lambda f: torch.save(state, f))

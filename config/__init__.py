@@ -76,7 +76,7 @@ class Config(ModelConfig):
         for key in (f.name for f in dataclasses.fields(Config) if f.type in (int, float)):
             value, low = getattr(self, key), 1 if key in ("batch_bytes", "log_interval") else 0
             high = 1 if key in ("dropout", "warmup", "decay", "momentum", "beta1", "beta2") else math.inf
-            if not low <= value <= high or (key == "dropout" and value == 1):
+            if not low <= value <= high or value == math.inf or (key == "dropout" and value == 1):
                 raise ValueError(f"{key}={value} must be between {low} and {high}")
         if self.batch_bytes < self.block_size:
             raise ValueError(f"batch_bytes={self.batch_bytes} must be at least block_size={self.block_size}")

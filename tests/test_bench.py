@@ -113,6 +113,15 @@ def test_scores_are_sums_over_single_bytes_whatever_shares_a_batch(pooling):
         assert sum(done) == sum(map(len, items)), "the progress bar arrives at its end"
 
 
+def test_a_batch_is_no_larger_than_it_may_be_with_its_padding(monkeypatch):
+    items = [[(b"", b"short choice"), (b"", b"other one")] for _ in range(40)]
+    items += [[(b"", b"long " * 80), (b"", b"x" * 100)], [(b"y" * 300, b"a"), (b"y" * 300, b"b")]]
+    read, sizes, model = STLM.read, [], tiny()
+    monkeypatch.setattr(STLM, "read", lambda self, idx, state: sizes.append(idx.numel()) or read(self, idx, state))
+    score(model, items, at_once=900)
+    assert max(sizes) <= 900 and len(sizes) < 12
+
+
 def test_a_uniform_model_scores_chance_and_eight_bits(data_dir):
     """Choices of equal length tie, and a tie is not a point for whoever stands first."""
     model, cfg = uniform(), Config(dataset="words", data_dir=str(data_dir), max_steps=1, block_size=32)

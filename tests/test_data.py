@@ -127,6 +127,10 @@ def test_the_newest_dataset_of_the_configs_tokenizer(tmp_path):
         write_dataset(tmp_path / name, b"some text", b"more")
         os.utime(tmp_path / name / "meta.json", (1e9 - age, 1e9 - age))
     assert newest_dataset(cfg) == "c"
+    for name, broken in (("d", ""), ("e", "[]"), ("f", '{"name": "other"}'), ("g", "\xff")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "meta.json").write_text(broken, encoding="latin-1")
+    assert newest_dataset(cfg) == "c", "what is no dataset is passed over"
     meta = json.loads((tmp_path / "a/meta.json").read_text())
     (tmp_path / "a/meta.json").write_text(json.dumps(meta | {"tokenizer": "gpt2", "vocab_size": 50257}))
     assert newest_dataset(cfg) == "c", "the newest file is of tokens"

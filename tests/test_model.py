@@ -314,6 +314,40 @@ def test_training_shapes_do_not_depend_on_the_text(pooling, device):
             assert compiled(idx, idx).item() == pytest.approx(model(idx, idx).item(), rel=1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("pooling", ["fixed", "space"])
+def test_compiled_gradients_are_the_eager_ones(pooling, device):
+    """The real compiler, on real shapes: it once lost the gradient of the look-ups of each patch's last byte."""
+    cfg = build(Config, load_file(Config, "config/demo.py")[0] | {"pooling": pooling, "max_patches": 96, "n_layer": 1})
+    torch.manual_seed(0)
+    model, idx = STLM(cfg).train(), text(cfg.block_size + 1, rows=2)
+    gradients = []
+    torch._dynamo.reset()
+    for forward in (model, torch.compile(model)):
+        model.zero_grad()
+        forward(idx[:, :-1].contiguous(), idx[:, 1:].contiguous()).backward()
+        gradients.append([p.grad.clone() for p in model.parameters()])
+    for (name, _), eager, compiled in zip(model.named_parameters(), *gradients, strict=True):
+        assert (eager - compiled).norm() <= 1e-3 * eager.norm() + 1e-9, name
+
+
+@torch.no_grad()
+def test_reading_in_other_dtypes(pooling, device):
+    """In float64 exactly; under autocast, where a GPU's layer norm gives float32 and its products bfloat16, nearly."""
+    model, idx = tiny(pooling, n_grams=1), text(60, rows=3)
+    exact, state = logits(model.double(), idx), model.start(3)
+    parts = []
+    for piece in idx.split([1, 30, 1, 28], dim=1):
+        x, state = model.read(piece, state)
+        parts.append(model.head(x))
+    assert x.dtype == torch.float64 and torch.allclose(torch.cat(parts, dim=1), exact, atol=1e-5)
+    with torch.autocast(device, torch.bfloat16):
+        model, state = model.float(), model.start(3)
+        for piece in idx.split([1, 30, 1, 28], dim=1):
+            x, state = model.read(piece, state)
+    assert (model.head(x)[:, -1] - exact[:, -1]).abs().mean() < 0.1 * exact[:, -1].abs().mean()
+
+
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
 def test_shipped_configs(path):
     """Law 8: counts are what the names say; byte models start at 8.0 +- 0.3 bpb."""

@@ -39,7 +39,12 @@ def test_prose_stays_seeds_are_grouped_and_flags_are_told(home, capsys):
     for seed, bpb in ((1, 1.5), (2, 1.7)):
         write_run(home / f"results/a{seed}", f"--seed={seed}", seed=seed, bpb=bpb)
     folder = write_run(
-        home / "results/loop", "--n_loop 3 --seed=3 --share_ffn", n_loop=3, share_ffn=True, bpb=1.4, seed=3
+        home / "results/loop",
+        "--share_ffn config/demo.py --n_loop 3 --seed=3",
+        n_loop=3,
+        share_ffn=True,
+        bpb=1.4,
+        seed=3,
     )
     tasks = {"blimp": {"n": 10, "of": 10, "acc": 0.625}, "mmlu": {"n": 5, "of": 90, "acc": 0.25}}
     (folder / "eval.json").write_text(json.dumps({"weights": "last.pt", "step": 20, "tasks": tasks}))
@@ -53,7 +58,7 @@ def test_prose_stays_seeds_are_grouped_and_flags_are_told(home, capsys):
     assert text.startswith("# Mine\n\nbefore\n") and text.endswith("\n\nafter: é\n") and "stale" not in text
     lines = [line for line in text.splitlines() if line.startswith("| `demo`")]
     assert len(lines) == 3 and "- `demo`: Why not." in text
-    assert "n_loop=3, share_ffn=true |" in lines[0] and "| 62.5 |" in lines[0] and "25.0 (n=5)" in lines[0]
+    assert "share_ffn=true, n_loop=3 |" in lines[0] and "| 62.5 |" in lines[0] and "25.0 (n=5)" in lines[0]
     assert "| 1, 2 |" in lines[1] and "1.600 (1.500 to 1.700)" in lines[1] and "[log](results/a1)" in lines[1]
     assert "dropout=0.5" in lines[2] and "interrupted" in lines[2]
     assert Path("results/bpb_parameters.png").read_bytes().startswith(b"\x89PNG")

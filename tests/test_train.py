@@ -199,6 +199,19 @@ def test_max_seconds_bounds_training_time(small, tmp_path, capsys):
     assert all(e["elapsed"] < 1.5 for e in steps[:-1]), "the first step that ends after it is the last"
 
 
+def test_warm_up_follows_the_seconds_that_compiling_took_also_after_resuming(small, tmp_path):
+    """Once a share of the first run's length was kept, and a longer run resumed with a negative learning rate."""
+    out = f"--out_dir={tmp_path / 'run'}"
+    train.main([*small, "--max_seconds=0.5", out])
+    checkpoint = load_checkpoint(tmp_path / "run/last.pt")
+    torch.save(checkpoint | {"compile_seconds": 0.3}, tmp_path / "run/last.pt")
+    train.main(["--resume", "--max_seconds=1.5", "--log_interval=1", out])
+    scales = [
+        e["lr_scale"] for e in events(tmp_path / "run") if e["event"] == "train" and e["step"] > checkpoint["step"]
+    ]
+    assert min(scales) >= 0 and scales[0] > 0.5
+
+
 def test_init_from_starts_at_the_other_runs_weights(small, tmp_path):
     train.main([*small, "--max_steps=20", f"--out_dir={tmp_path / 'a'}"])
     train.main([*small, "--max_steps=1", f"--init_from={tmp_path / 'a'}", f"--out_dir={tmp_path / 'b'}"])
