@@ -1,14 +1,20 @@
-"""The ledger of experiments: every run in out/ and results/ as tables and pictures.
+"""The ledger of experiments: every run as a page and as pictures.
 
-    python report.py          # a table -> EXPERIMENTS.md, between its markers; a picture -> results/; what is running
+    python report.py              # your runs in out/ -> out/RUNS.md and out/bpb_DATA.png; what is running
+    python report.py --publish    # those in results/ -> results/RUNS.md and results/bpb_DATA.png
 
 A run is a folder with run.json and log.jsonl (train.py writes them) and perhaps eval.json (bench.py eval). Runs that
-differ in nothing but the seed (and the commit) make one row; the flags of its command say what it changes. Figures of
-other projects stand in results/peers.json. Nothing that a run folder names is ever run or opened.
+differ in nothing but seed and commit make one row, whose bpb is their mean; a seed that ran twice makes a second row.
+Beside yours stand the published runs that were scored on the same text, in rows of their own, and in the pictures what
+other projects reached (results/peers.json). Nothing that a run folder names is ever run or opened.
 """
 
+import ast
+import itertools
 import json
 import math
+import os
+import re
 import shlex
 import statistics
 import sys
@@ -16,9 +22,13 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
-from common import duration, write_atomically
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.ticker import EngFormatter, LogLocator
 
-BEGIN, END = "<!-- written by `python report.py`: -->", "<!-- :end of what it writes -->"
+from common import duration, write_atomically
+from config import ROOT
+
 # Knobs that do not make another experiment of a run
 ASIDE = {"dataset", "data_dir", "out_dir", "resume", "overwrite", "seed", "device", "config", "intuition"}
 ASIDE |= {"eval_interval", "eval_bytes", "log_interval"}
@@ -30,38 +40,33 @@ def read_json(path):
 
 
 def read_run(folder, now):
-    """What the tables and pictures need of one run. Raises where its files are not what train.py and bench.py write."""
+    """What page and pictures need of a run. Raises where its files are not what train.py and bench.py write."""
     info = read_json(folder / "run.json")
     lines = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
     log = [json.loads(line) for line in lines if line.endswith("}")]  # (a killed run may leave half a line)
     cfg, data, last = info["config"], info["data"], log[-1]
-    run = {
-        "folder": folder,
-        "log": log,
-        "cfg": cfg,
-        "config": cfg["config"] or folder.name,
-        "flags": flags(info["command"]),
-    }
-    run |= {key: cfg[key] for key in ("seed", "dataset", "intuition")} | {"status": info["status"]}
-    run |= {"parameters": info["parameters"]["total"], "tables": info["parameters"]["n-gram tables"]}
+    run = {"folder": folder, "log": log, "cfg": cfg, "config": str(cfg["config"]), "status": str(info["status"])}
+    run |= {"name": re.sub(r"[-_]seed\d+$", "", folder.name), "mine": folder.parts[0] == "out"}
+    run |= {"seed": int(cfg["seed"]), "dataset": str(cfg["dataset"]), "intuition": str(cfg["intuition"])}
+    run |= {"parameters": int(info["parameters"]["total"]), "tables": int(info["parameters"]["n-gram tables"])}
+    run["flags"] = flags(info["command"])
     run |= {"val": (data["val"].get("text_sha256") or data["val"]["sha256"], data["val"]["bytes"])}
     run |= {"train": data["train"].get("text_sha256") or data["train"]["sha256"], "seconds": float(last["elapsed"])}
-    symbols = data["train"].get("symbols", data["train"]["bytes"])
-    run["epochs"] = last["step"] * cfg["batch_bytes"] / symbols
+    run["epochs"] = last["step"] * cfg["batch_bytes"] / data["train"].get("symbols", data["train"]["bytes"])
     run["bytes"] = run["epochs"] * data["train"]["bytes"]
-    run["share"] = last["step"] / cfg["max_steps"] if cfg["max_steps"] else last["elapsed"] / cfg["max_seconds"]
+    share = last["step"] / cfg["max_steps"] if cfg["max_steps"] else last["elapsed"] / cfg["max_seconds"]
+    run["share"] = min(1, share)
     verdict = info.get("verdict", {})
     run |= {"bpb": float(verdict["val_bpb"]) if verdict else None, "speed": verdict.get("bytes_per_second")}
     if run["status"] == "running":  # its log is its heartbeat; a silence of many intervals is an end
-        beats = [e["time"] for e in log][-20:]
-        usual = (beats[-1] - beats[0]) / (len(beats) - 1) if len(beats) > 1 else 30
-        run["silent"] = now - beats[-1]
-        run["status"] = "running" if run["silent"] < 120 + 20 * usual else "killed"
-    run["device"] = info["device"] + (f", {info['threads']} threads" if "cpu" in info["device"] else "")
-    scores = read_json(folder / "eval.json") if (folder / "eval.json").is_file() else {"tasks": {}}
-    of_final_weights = (scores.get("weights"), scores.get("step")) == ("last.pt", last["step"])
-    tasks = scores["tasks"] if of_final_weights else {}
-    return run | {"tasks": {task: (100 * v["acc"], v["n"], v["of"]) for task, v in tasks.items()}}
+        intervals = [b["time"] - a["time"] for a, b in itertools.pairwise(log[-20:])] or [30]
+        run["silent"] = now - last["time"]
+        run["status"] = "running" if run["silent"] < 120 + 20 * statistics.fmean(intervals) else "killed"
+    on_cpu = f", {info['threads']} thread{'s' * (info['threads'] > 1)}" if "cpu" in info["device"] else ""
+    scores = read_json(folder / "eval.json") if (folder / "eval.json").is_file() else {}
+    tasks = scores["tasks"] if (scores.get("weights"), scores.get("step")) == ("last.pt", last["step"]) else {}
+    tasks = {task: (100 * v["acc"], v["n"], v["of"]) for task, v in tasks.items()}
+    return run | {"tasks": tasks, "device": info["device"] + on_cpu}
 
 
 def flags(command):
@@ -75,33 +80,32 @@ def flags(command):
     return ", ".join(found)
 
 
-def read_runs():
-    """All runs under results/ and out/; of a run and its copy, the one in results/ (unless the other went on).
-
-    A folder that cannot be read is named and left out.
-    """
+def read_runs(publish):
+    """All runs under results/ and, unless they are to be published, out/; of a run and its copy, the one in out/ (if
+    the other did not go on). A folder that cannot be read is named and left out."""
     runs, now = {}, time.time()
-    for path in [*sorted(Path("results").rglob("run.json")), *sorted(Path("out").rglob("run.json"))]:
+    for path in (p for root in ["results", "out"][: 2 - publish] for p in sorted(Path(root).rglob("run.json"))):
         try:
             run = read_run(path.parent, now)
             key = (run["config"], run["seed"], run["log"][0]["time"])
-            if key not in runs or run["seconds"] > runs[key]["seconds"]:
+            if key not in runs or run["seconds"] >= runs[key]["seconds"]:
                 runs[key] = run
         except Exception as e:  # whatever is in the folder
             print(f"report.py: {path.parent} is left out: {type(e).__name__}: {e}", file=sys.stderr)
-    return list(runs.values())
+    return sorted(runs.values(), key=lambda run: run["log"][0]["time"])
 
 
-def experiments_of(runs):
-    """Runs of one experiment, whatever their seed, together: [(config name, its flags, [runs])]."""
-    found = defaultdict(list)
+def datasets(runs):
+    """[(name of the data, bytes of its val, experiments)], since bpb compares within one val file only. An experiment
+    is a list of runs that differ in nothing but their seeds, so that their mean says something."""
+    found, times = defaultdict(lambda: defaultdict(list)), defaultdict(int)
     for run in runs:  # (a knob that is 0 or empty is off: older versions do not have it)
         knobs = json.dumps({k: v for k, v in run["cfg"].items() if v and k not in ASIDE}, sort_keys=True)
-        found[run["config"], knobs, run["device"], run["train"]].append(run)
-    return [(name, min((run["flags"] for run in group), key=len), group) for (name, *_), group in found.items()]
-
-
-# --- the table -------------------------------------------------------------------------------------------------------
+        key = (run["config"], knobs, run["device"], run["train"], run["mine"])
+        times[key, run["seed"]] += 1  # a second run of a seed is no second seed
+        found[run["val"]][key, times[key, run["seed"]]].append(run)
+    name = lambda of: min((group[0]["dataset"] for group in of), key=len)  # noqa: E731
+    return sorted([(name(of.values()), val[1], list(of.values())) for val, of in found.items()], key=lambda d: d[:2])
 
 
 def mean(group, key):
@@ -111,135 +115,138 @@ def mean(group, key):
     return statistics.fmean(values) if values else None
 
 
-def cells(name, change, group):
-    bpb = [r["bpb"] for r in group if r["bpb"] is not None]
+# --- the page --------------------------------------------------------------------------------------------------------
+
+HEADS = ["run", "config", "what it changes", "why", "parameters", "of which tables", "seeds", "val bpb"]
+HEADS += ["bytes read, epochs", "training", "bytes/s", "device", *TASKS.values(), "status"]
+
+
+def cells(group, page):
+    """The cells of an experiment's row in this page."""
+    first, bpb = group[0], [r["bpb"] for r in group if r["bpb"] is not None]
+    place = os.path.relpath(first["folder"], page.parent).replace(os.sep, "/")
+    yield f"[{place}]({place})"
+    yield f"`{first['config']}`"
+    yield min((r["flags"] for r in group), key=len) or "-"
+    yield first["intuition"].split("\n\n")[0] or "no docstring"
+    yield f"{first['parameters']:,}"
+    yield f"{first['tables']:,}" if first["tables"] else "-"
+    yield ", ".join(str(r["seed"]) for r in sorted(group, key=lambda r: r["seed"]))
     spread = f" ({min(bpb):.3f} to {max(bpb):.3f})" if len(bpb) > 1 else ""
-    speed, statuses = mean(group, "speed"), [r["status"] for r in group]
-    yield f"`{name}`" + (f": {change}" if change else "")
-    yield f"{group[0]['parameters']:,}"
-    yield f"{group[0]['tables']:,}" if group[0]["tables"] else "-"
-    yield ", ".join(str(r["seed"]) for r in group)
     yield f"{statistics.fmean(bpb):.3f}{spread}" if bpb else "-"
     yield f"{mean(group, 'bytes') / 1e6:,.1f} MB, {mean(group, 'epochs'):.2f}"
     yield f"{mean(group, 'seconds'):,.0f} s"
-    yield f"{speed:,.0f}" if speed else "-"
-    yield ", ".join(sorted({r["device"] for r in group}))
+    yield f"{mean(group, 'speed'):,.0f}" if bpb else "-"
+    yield first["device"]
     for task in TASKS:
         scores = [r["tasks"][task] for r in group if task in r["tasks"]]
         n = f" (n={scores[0][1]})" if scores and scores[0][1] != scores[0][2] else ""
         yield f"{statistics.fmean(s[0] for s in scores):.1f}{n}" if scores else "-"
-    yield ", ".join(f"{statuses.count(s)} {s}" if len(set(statuses)) > 1 else s for s in sorted(set(statuses)))
-    folder = group[0]["folder"]
-    yield f"[log]({folder.as_posix()})" if folder.parts[0] == "results" else f"`{folder.as_posix()}`"
+    yield ", ".join(dict.fromkeys(f"{r['status']} at {r['share']:.0%}".removesuffix(" at 100%") for r in group))
 
 
-HEADS = ["experiment: what it changes", "parameters", "of which tables", "seeds", "val bpb", "bytes read, epochs"]
-HEADS += ["training", "bytes/s", "device", *TASKS.values(), "status", ""]
-
-
-def datasets(runs):
-    """[(name of the data, bytes of its val, experiments)], since bpb compares within one val file only."""
-    by_val = defaultdict(list)
-    for run in runs:
-        by_val[run["val"]].append(run)
-    name = lambda group: min((r["dataset"] for r in group), key=len)  # noqa: E731
-    found = [(name(group), val[1], experiments_of(group)) for val, group in by_val.items()]
-    return sorted(found, key=lambda d: d[:2])
-
-
-def markdown(runs):
-    """The tables, a section for each val file, and why each config is there."""
-    lines, why = [], {}
-    for name, size, experiments in datasets(runs):
-        lines += [f"### {name} (val: {size:,} bytes)", ""]
-        experiments.sort(key=lambda e: (mean(e[2], "bpb") is None, mean(e[2], "bpb") or 0))
-        table = [list(cells(*e)) for e in experiments]
+def write_page(runs, found, page):
+    """A table for each val file, and the configs that never ran."""
+    when = f" at {time.strftime('%Y-%m-%d %H:%M')}" if any(r["status"] == "running" for r in runs) else ""
+    lines = ["# All runs", "", f"Written by report.py{when}. Each table has its own val text: compare within it.", ""]
+    for name, size, experiments in found:
+        lines += [f"## {name} (val: {size:,} bytes)", ""]
+        best_first = sorted(experiments, key=lambda group: (mean(group, "bpb") is None, mean(group, "bpb") or 0))
+        table = [list(cells(group, page)) for group in best_first]
         keep = [i for i in range(len(HEADS)) if HEADS[i] not in TASKS.values() or any(row[i] != "-" for row in table)]
         for row in [HEADS, ["---"] * len(HEADS), *table]:
-            lines.append("| " + " | ".join(row[i].replace("|", "\\|").replace("\n", " ") for i in keep) + " |")
+            lines.append("| " + " | ".join(" ".join(row[i].replace("|", "\\|").split()) for i in keep) + " |")
         lines.append("")
-        why |= {name: group[0]["intuition"] for name, _, group in experiments}
-    lines += ["### Why", "", *(f"- `{name}`: {' '.join(why[name].split()) or 'no docstring'}" for name in sorted(why))]
-    return "\n".join([*lines, ""])
-
-
-def write_table(path, text):
-    """Put text between the markers of the file; without markers, at its end."""
-    old = path.read_text(encoding="utf-8") if path.exists() else "# Experiments\n"
-    if old.count(BEGIN) != old.count(END) or old.count(BEGIN) > 1 or old.find(BEGIN) > old.find(END):
-        raise ValueError(f"{path}: the markers {BEGIN!r} and {END!r} must stand there once each, in this order")
-    if BEGIN not in old:
-        old = f"{old.rstrip()}\n\n## All runs\n\n{BEGIN}\n{END}\n"
-    before, after = old.split(BEGIN)[0], old.split(END)[1]
-    write_atomically(path, lambda f: f.write(f"{before}{BEGIN}\n\n{text}\n{END}{after}".encode()))
+    lines += ["## Configs that never ran", ""]
+    ran = {run["config"] for run in runs}
+    for path in [p for folder in ("config", "config/races") for p in sorted((ROOT / folder).glob("[a-z]*.py"))]:
+        if path.stem not in ran:  # (its docstring is read, nothing is run)
+            why = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "no docstring"
+            lines.append(f"- `{path.relative_to(ROOT).as_posix()}`: {' '.join(why.split())}")
+    write_atomically(page, lambda f: f.write("\n".join([*lines, ""]).encode()))
 
 
 # --- pictures --------------------------------------------------------------------------------------------------------
 
-
-def draw(runs, path=Path("results/bpb_parameters.png")):
-    """Draw val bpb against parameters, a panel for each val file of several experiments. Returns the paths written."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    from matplotlib.ticker import EngFormatter, LogLocator
-
-    done = [r for r in runs if r["status"] == "finished" and r["bpb"] is not None]
-    panels = [p for p in datasets(done) if len(p[2]) > 1]
-    if not panels:
-        return []
-    shape = {"figsize": (6.2 * len(panels), 4.8), "layout": "constrained", "squeeze": False}
-    figure, axes = plt.subplots(1, len(panels), **shape)
-    for ax, (name, val_bytes, experiments) in zip(axes[0], panels, strict=True):
-        ax.set(title=name, xlabel="parameters", ylabel="val bits per byte", xscale="log")
-        ax.grid(alpha=0.3)
-        points(ax, experiments, val_bytes)
-        ax.xaxis.set_major_formatter(EngFormatter(sep=""))
-        ax.xaxis.set_minor_formatter("")
-        ax.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
-        ax.margins(y=0.15)
-        ax.set_xlim(ax.dataLim.x0 / 2, ax.dataLim.x1 * 20)  # names stand to the right of their points
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
-    return [path]
+KINDS = {"space": ("pooled at spaces", "tab:red"), "fixed": ("pooled at fixed lengths", "tab:orange")}
+KINDS |= {"none": ("plain bytes", "tab:blue"), "gpt2": ("BPE", "tab:green"), "peer": ("other projects", "grey")}
 
 
-def points(ax, experiments, val_bytes):
-    """val bpb against parameters: the mean of the seeds, lowest to highest; other projects as grey crosses."""
-    names, path = [], Path("results/peers.json")  # [(x, bpb, name, color)]
-    peers = read_json(path)["peers"] if path.is_file() else []
-    for peer in (p for p in peers if p["val_bytes"] == val_bytes):
-        ax.plot(peer["parameters"], peer["bpb"], "x", color="grey", ms=8)
-        names.append((peer["parameters"], peer["bpb"], peer["name"], "grey"))
-    colors = {"space": "tab:red", "fixed": "tab:orange", "none": "tab:blue", "gpt2": "tab:green"}
-    kinds = []
-    for config, change, group in experiments:
-        kind = "gpt2" if group[0]["cfg"].get("tokenizer") == "gpt2" else group[0]["cfg"].get("pooling")
-        label = {"none": "plain bytes", "gpt2": "BPE"}.get(kind, f"pooled: {kind}")
-        bpb, x = mean(group, "bpb"), group[0]["parameters"]
-        around = [[bpb - min(r["bpb"] for r in group)], [max(r["bpb"] for r in group) - bpb]]
-        style = {"fmt": "o", "ms": 4 if change else 7, "alpha": 0.5 if change else 1, "capsize": 3}
-        ax.errorbar(x, bpb, around, color=colors.get(kind), label=None if kind in kinds else label, **style)
-        kinds.append(kind)
-        gpu = "" if "cpu" in group[0]["device"] else ", GPU"
-        lengths = ("max_steps=", "max_seconds=", "micro_batch=", "block_size=")  # a picture has no room for all
-        knobs = [k for k in change.split(", ") if k and not k.startswith(lengths)]
-        said = f": {knobs[0]}" + " …" * (len(knobs) > 1) if knobs else ""
-        names.append((x, bpb, f"{config}{gpu}{said}", "black"))
+def races(experiments):
+    """[(CPU or GPU, experiments that finished)], a pair for each kind of race: minutes apart from hours."""
+    found = defaultdict(list)
+    for group in experiments:
+        done = [r for r in group if r["status"] == "finished" and r["bpb"] is not None]
+        if done:
+            length = sum(mean(done, "seconds") >= limit for limit in (600, 3600, 36000, 360000))
+            found["CPU" if "cpu" in done[0]["device"] else "GPU", length].append(done)
+    return [(key[0], found[key]) for key in sorted(found) if len(found[key]) > 1]
+
+
+def draw(found, folder):
+    """For each val file a picture of bpb against parameters, with a panel for each kind of race. Returns the paths."""
+    paths, all_peers = [], read_json(ROOT / "results" / "peers.json")["peers"]
+    for name, val_bytes, experiments in found:
+        panels, peers = races(experiments), [p for p in all_peers if p["val_bytes"] == val_bytes]
+        if not panels:
+            continue
+        figure = Figure(figsize=(8 * len(panels), 6.5), layout="constrained")
+        figure.supxlabel("lower is better; a bar spans the seeds; parameters include tables of n-grams", fontsize=9)
+        for ax, (device, race) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+            seconds = [mean(group, "seconds") for group in race]
+            span = " to ".join(dict.fromkeys(map(duration, (min(seconds), max(seconds)))))
+            ax.set(title=f"{name}: {span} of training on a {device}", xscale="log")
+            ax.set(xlabel="parameters", ylabel="val bits per byte")
+            ax.secondary_yaxis("right", (lambda y: y * math.log(2), lambda y: y / math.log(2))).set_ylabel("nats")
+            ax.grid(alpha=0.3)
+            ax.margins(y=0.2)
+            names = points(ax, race, peers)
+            ax.set_xlim(min(name[0] for name in names) / 4, max(name[0] for name in names) * 4)
+            ax.xaxis.set_major_formatter(EngFormatter(sep=""))
+            ax.xaxis.set_minor_formatter("")
+            ax.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+            figure.draw_without_rendering()  # (now it is known where everything stands)
+            write_names(ax, names)
+        slug = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")  # (a foreign run may call its data ../../x)
+        twice = [other for other, *_ in found].count(name) > 1
+        paths.append(folder / f"bpb_{slug}{f'_{val_bytes}' * twice}.png")
+        figure.savefig(paths[-1], dpi=90)
+    return paths
+
+
+def points(ax, race, peers):
+    """A dot for each experiment, a square if it is the reader's own, a cross for each peer: [(x, y, name, color)]."""
+    names, shown = [], set()
+    for group in [*race, *([peer | {"mine": False, "cfg": {"pooling": "peer"}}] for peer in peers)]:
+        cfg, values = group[0]["cfg"], [r["bpb"] for r in group]
+        x, bpb = group[0]["parameters"], statistics.fmean(values)
+        kind, color = KINDS.get("gpt2" if cfg.get("tokenizer") == "gpt2" else cfg.get("pooling"), KINDS["none"])
+        style = {"fmt": "x" if color == "grey" else "s" if group[0]["mine"] else "o", "ms": 6, "capsize": 3}
+        label = None if kind in shown else kind
+        ax.errorbar(x, bpb, [[bpb - min(values)], [max(values) - bpb]], color=color, label=label, **style)
+        shown.add(kind)
+        names.append((x, bpb, f"{group[0]['name']} {bpb:.3f}", "grey" if color == "grey" else "black"))
     ax.legend(fontsize=8)
-    span, taken = max(n[1] for n in names) - min(n[1] for n in names) or 1, []
-    for x, bpb, name, color in sorted(names, key=lambda n: -n[1]):
-        y = bpb
-        while any(abs(math.log(x / other)) < 1.5 and abs(y - there) < 0.05 * span for other, there in taken) or any(
-            0.1 < math.log(other / x) < 1.5 and abs(y + 0.035 * span - there) < 0.05 * span
-            for other, there, *_ in names
-        ):
-            y -= 0.01 * span  # below the name or the point in its way
-        taken.append((x, y))
-        place = {"xytext": (7, 4 + 200 * (y - bpb) / span), "textcoords": "offset points"}
-        ax.annotate(name, (x, bpb), color=color, fontsize=8, **place)
+    return names
+
+
+def write_names(ax, names):
+    """Write each name as near to its dot as there is room, with a line to it where it had to move away."""
+    around = [(math.cos(a * math.pi / 8), math.sin(a * math.pi / 8)) for a in (0, 8, 1, 15, 7, 9, 2, 14, 6, 10, 4, 12)]
+    taken = [ax.get_legend().get_window_extent()]
+    dots = [ax.transData.transform(name[:2]) for name in names]
+    for x, y, name, color in sorted(names, key=lambda n: -n[1]):
+        line = {"arrowstyle": "-", "color": color, "lw": 0.5, "alpha": 0.6, "shrinkA": 0, "shrinkB": 3}
+        style = {"textcoords": "offset points", "fontsize": 8, "va": "center", "arrowprops": line, "color": color}
+        text = ax.annotate(name, (x, y), xytext=(0, 0), in_layout=False, **style)
+        for dx, dy in ((r * dx, r * dy) for r in range(9, 300, 4) for dx, dy in around):
+            text.set(position=(dx, dy), ha="left" if dx > 1 else "right" if dx < -1 else "center")
+            text.get_window_extent()  # (puts it there; the extent would include the line)
+            box = Text.get_window_extent(text).padded(2)
+            free = not any(box.overlaps(other) for other in taken) and not any(box.contains(*dot) for dot in dots)
+            if free and ax.bbox.contains(*box.min) and ax.bbox.contains(*box.max):
+                break
+        taken.append(box)
 
 
 # --- what is running -------------------------------------------------------------------------------------------------
@@ -248,12 +255,11 @@ def points(ax, experiments, val_bytes):
 def running(runs):
     """A line for each run that is going on, from its log."""
     for r in (r for r in runs if r["status"] == "running"):
-        train, val = ([e["bpb"] for e in r["log"] if e["event"] == event] for event in ("train", "eval"))
-        parts = [f"{r['folder']}: step {r['log'][-1]['step']:,} ({min(1, r['share']):.0%})"]
-        parts += [f"train {train[-1]:.3f} bpb"] if train else []
-        parts += [f"best val {min(val):.3f}"] if val else []
-        left = duration(r["seconds"] / r["share"] * max(0, 1 - r["share"])) if r["share"] > 0 else "unknown time"
-        yield " | ".join([*parts, f"{left} left", f"last heard {r['silent']:.0f} s ago"])
+        newest = {e["event"]: e["bpb"] for e in r["log"] if "bpb" in e}
+        losses = "".join(f"{event} {bpb:.3f} bpb | " for event, bpb in newest.items())
+        left = duration(r["seconds"] / r["share"] * (1 - r["share"])) if r["share"] > 0 else "unknown time"
+        bar = f"[{'#' * round(20 * r['share']):<20}] {r['share']:.0%}, step {r['log'][-1]['step']:,}"
+        yield f"{r['folder']} {bar} | {losses}{left} left | last heard {r['silent']:.0f} s ago"
 
 
 def main(argv=None):
@@ -261,16 +267,17 @@ def main(argv=None):
     if "--help" in argv or "-h" in argv:
         print(__doc__.strip())
         return
-    if argv:
-        raise ValueError(f"what is {argv[0]!r}? report.py takes nothing; see --help")
-    runs = read_runs()
-    if not runs:
-        raise ValueError("no runs under out/ or results/ yet: python train.py makes one, bench.py eval scores it")
-    ended = [r for r in runs if r["status"] != "running"]
-    if ended:  # (what is running now would be stale in a file)
-        write_table(Path("EXPERIMENTS.md"), markdown(ended))
-        print(f"{len(ended)} runs -> EXPERIMENTS.md" + "".join(f", {p}" for p in draw(ended)))
-    print("\n".join(["running now:", *running(runs)]) if len(ended) < len(runs) else "nothing is running now")
+    if argv not in ([], ["--publish"]):
+        raise ValueError(f"what is {next(a for a in argv if a != '--publish')!r}? There is only --publish; see --help")
+    publish = bool(argv)
+    folder, runs = Path("results" if publish else "out"), read_runs(publish)
+    shown = [run for run in runs if publish or run["mine"]]
+    if not shown:
+        raise ValueError(f"no runs in {folder}/ yet: python train.py makes one in out/, bench.py eval scores it")
+    found = [d for d in datasets(runs) if publish or any(group[0]["mine"] for group in d[2])]
+    write_page(runs, found, folder / "RUNS.md")
+    print(f"{len(shown)} runs -> {', '.join(map(str, [folder / 'RUNS.md', *draw(found, folder)]))}")
+    print("\n".join(running(shown)) or "nothing is running now")
 
 
 if __name__ == "__main__":

@@ -361,23 +361,26 @@ class Run:
 
 
 def draw_losses(log, path):
-    """A picture of training and val loss against the step."""
-    import matplotlib
+    """A picture of training and val loss against the step. A step's loss says more about its text than about the model,
+    so that the training curve is a running mean over a twentieth of the run."""
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    for event, style in (("train", {"alpha": 0.6, "lw": 1}), ("eval", {"marker": "o", "ms": 3})):
-        points = [(e["step"], e["bpb"]) for e in log if e["event"] == event]
-        axes.plot(*zip(*points, strict=True), label=f"{event} {points[-1][1]:.3f}", **style)
-    values = [e["bpb"] for e in log if "bpb" in e]
-    axes.set_ylim(min(values) * 0.95, min(max(values), min(values) * 2.2))  # the first steps would flatten the rest
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    train, val = ([(e["step"], e["bpb"]) for e in log if e["event"] == event] for event in ("train", "eval"))
+    steps, losses = zip(*train, strict=True)
+    n = max(1, len(train) // 20)
+    windows = [losses[max(0, i - n + 1) : i + 1] for i in range(len(losses))]
+    smooth = [sum(window) / len(window) for window in windows]
+    axes.plot(steps, losses, color="tab:blue", alpha=0.25, lw=1)
+    axes.plot(steps, smooth, color="tab:blue", label=f"training {smooth[-1]:.3f} (running mean)")
+    axes.plot(*zip(*val, strict=True), color="tab:orange", marker="o", ms=3, label=f"val {val[-1][1]:.3f}")
+    lowest = min(smooth + [bpb for _, bpb in val])
+    axes.set_ylim(lowest * 0.9, min(max(losses), lowest * 2.2))  # the first steps would flatten the rest
     axes.set(xlabel="step", ylabel="bits per byte", title=path.parent.name)
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ HOUSE = {
     "sample.py": (140, "model data common config"),
     "prepare.py": (440, "model data config common"),
     "bench.py": (495, "model config common data optim"),
-    "report.py": (280, "config common"),
+    "report.py": (290, "config common"),
     "harness.py": (70, "bench data common"),
 }
 

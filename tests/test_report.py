@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import time
 from pathlib import Path
 
@@ -12,18 +11,19 @@ import report
 from config import Config
 
 
-def write_run(folder, flags="", status="finished", bpb=1.5, age=0.0, **knobs):
+def write_run(folder, flags="", status="finished", bpb=1.5, age=0.0, seconds=20.0, val="val", **knobs):
     """A run as train.py leaves it."""
     folder.mkdir(parents=True)
     cfg = dataclasses.asdict(Config(config="demo", intuition="Why not.", dataset="d", max_steps=80, **knobs))
-    data = {s: {"bytes": 1000, "symbols": 1000, "sha256": s} for s in ("train", "val")}
+    data = {s: {"bytes": 1000, "symbols": 1000, "sha256": s} for s in ("train", val)}
+    data["val"] = data.pop(val)
     info = {"command": f"train.py config/demo.py {flags}", "config": cfg, "data": data, "status": status}
     info |= {"parameters": {"total": 1000, "n-gram tables": 10}, "device": "x86 cpu", "threads": 2}
     log = [{"event": "train", "step": s, "elapsed": s * 1.0, "bpb": 8 - s / 10} for s in range(20)]
-    log += [{"event": "eval", "step": 20, "elapsed": 20.0, "bpb": bpb}]
+    log += [{"event": "eval", "step": 20, "elapsed": seconds, "bpb": bpb}]
     if status == "finished":
         info["verdict"] = {"val_bpb": str(bpb), "bytes_per_second": 99}
-    log = [e | {"time": time.time() - age + e["elapsed"] - 20 + cfg["seed"] % 1000} for e in log]
+    log = [e | {"time": time.time() - age + e["step"] - 20 + cfg["seed"] % 1000} for e in log]
     (folder / "run.json").write_text(json.dumps(info))
     (folder / "log.jsonl").write_text("".join(json.dumps(e) + "\n" for e in log))
     return folder
@@ -35,37 +35,51 @@ def home(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_prose_stays_seeds_are_grouped_and_flags_are_told(home, capsys):
+def rows(page):
+    """The cells of each row of the tables in this page, by the run's folder."""
+    found = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.read_text().splitlines() if "](" in line]
+    return {row[0].split("](")[0][1:]: dict(zip(report.HEADS, row, strict=False)) for row in found}
+
+
+def test_published_runs_are_grouped_by_seed_with_what_they_change(home, capsys):
     for seed, bpb in ((1, 1.5), (2, 1.7)):
-        write_run(home / f"results/a{seed}", f"--seed={seed}", seed=seed, bpb=bpb)
-    folder = write_run(
-        home / "results/loop",
-        "--share_ffn config/demo.py --n_loop 3 --seed=3",
-        n_loop=3,
-        share_ffn=True,
-        bpb=1.4,
-        seed=3,
-    )
+        write_run(home / f"results/a-seed{seed}", f"--seed={seed}", seed=seed, bpb=bpb)
+    command = "--share_ffn config/demo.py --n_loop 3 --seed=3"
+    folder = write_run(home / "results/loop", command, n_loop=3, share_ffn=True, bpb=1.4, seed=3)
     tasks = {"blimp": {"n": 10, "of": 10, "acc": 0.625}, "mmlu": {"n": 5, "of": 90, "acc": 0.25}}
     (folder / "eval.json").write_text(json.dumps({"weights": "last.pt", "step": 20, "tasks": tasks}))
     write_run(home / "results/dead", "--dropout=0.5", status="interrupted", seed=4, dropout=0.5)
-    copy = write_run(home / "out/copy-of-a1", seed=1, bpb=1.5)
-    (copy / "log.jsonl").write_text((home / "results/a1/log.jsonl").read_text())
-    Path("EXPERIMENTS.md").write_text(f"# Mine\n\nbefore\n\n{report.BEGIN}\nstale\n{report.END}\n\nafter: é\n")
-    for _ in range(2):
-        report.main([])
-    text = Path("EXPERIMENTS.md").read_text()
-    assert text.startswith("# Mine\n\nbefore\n") and text.endswith("\n\nafter: é\n") and "stale" not in text
-    lines = [line for line in text.splitlines() if line.startswith("| `demo`")]
-    assert len(lines) == 3 and "- `demo`: Why not." in text
-    assert "share_ffn=true, n_loop=3 |" in lines[0] and "| 62.5 |" in lines[0] and "25.0 (n=5)" in lines[0]
-    assert "| 1, 2 |" in lines[1] and "1.600 (1.500 to 1.700)" in lines[1] and "[log](results/a1)" in lines[1]
-    assert "dropout=0.5" in lines[2] and "interrupted" in lines[2]
-    assert Path("results/bpb_parameters.png").read_bytes().startswith(b"\x89PNG")
+    write_run(home / "out/mine", seed=5, bpb=1.1)
+    for _ in range(2):  # writing it again changes nothing
+        report.main(["--publish"])
+    found, text = rows(Path("results/RUNS.md")), Path("results/RUNS.md").read_text()
+    assert list(found) == ["loop", "a-seed1", "dead"], "the best first, what did not finish last, nothing of out/"
+    assert found["loop"]["what it changes"] == "share_ffn=true, n_loop=3" and "| 62.5 | 25.0 (n=5) |" in text
+    assert found["a-seed1"]["seeds"] == "1, 2" and found["a-seed1"]["val bpb"] == "1.600 (1.500 to 1.700)"
+    assert found["a-seed1"]["why"] == "Why not." and found["a-seed1"]["device"] == "x86 cpu, 2 threads"
+    assert "dropout=0.5" in found["dead"]["what it changes"] and "interrupted at 25%" in text
+    assert "- `config/stlm_100m.py`: 100M parameters" in text and "config/demo.py" not in text, "that one ran"
+    assert Path("results/bpb_d.png").read_bytes().startswith(b"\x89PNG") and not Path("out/RUNS.md").exists()
     assert capsys.readouterr().err == ""
-    Path("EXPERIMENTS.md").write_text(f"{report.END} {report.BEGIN}")
-    with pytest.raises(ValueError, match="markers"):
-        report.main([])
+
+
+def test_a_readers_run_and_a_published_one_are_never_averaged_nor_two_runs_of_one_seed(home):
+    for i, (seed, bpb) in enumerate(((1, 1.5), (2, 1.7))):
+        write_run(home / f"results/d-seed{i}", seed=seed, bpb=bpb)
+    write_run(home / "results/elsewhere", seed=1, bpb=1.0, val="another")
+    for name, seed, bpb in (("first", 1, 1.2), ("again", 1, 1.9), ("other", 2, 1.4)):
+        write_run(home / "out" / name, seed=seed, bpb=bpb, age={"first": 500, "again": 400, "other": 300}[name])
+    copy = write_run(home / "out/copy-of-d", seed=2, bpb=1.7)
+    (copy / "log.jsonl").write_text((home / "results/d-seed1/log.jsonl").read_text())
+    report.main([])
+    found = {name: (row["seeds"], row["val bpb"]) for name, row in rows(Path("out/RUNS.md")).items()}
+    assert found == {
+        "first": ("1, 2", "1.300 (1.200 to 1.400)"),
+        "again": ("1, 2", "1.800 (1.700 to 1.900)"),  # with the copy, which is the second run of seed 2
+        "../results/d-seed0": ("1", "1.500"),
+    }
+    assert sorted(p.name for p in Path("out").glob("*.*")) == ["RUNS.md", "bpb_d.png"]
+    assert not Path("results/RUNS.md").exists()
 
 
 def test_folders_that_cannot_be_read_are_named_and_left_out(home, capsys):
@@ -78,36 +92,75 @@ def test_folders_that_cannot_be_read_are_named_and_left_out(home, capsys):
         (home / "out" / name).mkdir()
         (home / "out" / name / "run.json").write_text(text)
     (write_run(home / "out/gone", seed=3) / "log.jsonl").unlink()
+    for name, key, value in (("seedless", "seed", []), ("endless", "max_steps", 0), ("sizeless", "batch_bytes", "x")):
+        path = write_run(home / "out" / name, seed=4) / "run.json"
+        info = json.loads(path.read_text())
+        info["config"][key] = value
+        path.write_text(json.dumps(info))
     stale = {"weights": "last.pt", "step": 10, "tasks": {"blimp": {"n": 10, "of": 10, "acc": 0.99}}}
-    (write_run(home / "out/stale", seed=4) / "eval.json").write_text(json.dumps(stale))
+    (write_run(home / "out/stale", seed=5) / "eval.json").write_text(json.dumps(stale))
     report.main([])
     warned = capsys.readouterr().err
-    for name in (*odd, "gone"):
+    for name in (*odd, "gone", "seedless", "endless", "sizeless"):
         assert f"out/{name} is left out" in warned
-    text = Path("EXPERIMENTS.md").read_text()
-    assert "(1.250 to 1.500)" in text and "99.0" not in text and warned.count("\n") == 5
+    text = Path("out/RUNS.md").read_text()
+    assert "(1.250 to 1.500)" in text and "99.0" not in text and warned.count("\n") == 8
 
 
-def test_no_code_is_run_whatever_a_run_folder_names(home):
+def test_nothing_that_a_run_folder_names_is_run_or_written(home):
     """A config's name in run.json was once looked up as a file and run."""
     (home / "evil.py").write_text(f"open({str(home / 'owned')!r}, 'w')")
-    for i, name in enumerate((str(home / "evil"), "../evil", "evil", str(home / "evil.py"))):
-        path = write_run(home / f"results/{i}", f"{name} --config={name}", seed=i + 1) / "run.json"
+    names = (str(home / "evil"), "../evil", "evil", str(home / "evil.py"))
+    for i, name in enumerate(names):
+        path = write_run(home / f"out/{i}", f"{name} --config={name}", seed=i + 1, bpb=1 + i / 10) / "run.json"
         info = json.loads(path.read_text())
-        info["config"]["config"] = name
+        info["config"] |= {"config": name, "dataset": "../../elsewhere/x", "intuition": "a | b\n| c |"}
         path.write_text(json.dumps(info))
     report.main([])
-    assert not (home / "owned").exists() and str(home / "evil") in Path("EXPERIMENTS.md").read_text()
+    assert not (home / "owned").exists() and str(home / "evil") in Path("out/RUNS.md").read_text()
+    assert sorted(p.name for p in home.rglob("*.png")) == ["bpb_elsewhere_x.png"]
+    assert len(rows(Path("out/RUNS.md"))) == len(names) and "a \\| b \\| c \\|" in Path("out/RUNS.md").read_text()
+
+
+def test_kinds_of_race_have_panels_of_their_own(home):
+    """20 minutes of a CPU beside 3 minutes of a GPU would compare what cannot be compared."""
+    for i, (device, seconds) in enumerate((("x86 cpu", 1), ("x86 cpu", 500), ("x86 cpu", 1200), ("NVIDIA H200", 1))):
+        for n_layer in (2, 3):
+            path = write_run(home / f"out/{i}-{n_layer}", dropout=i / 9, n_layer=n_layer, seconds=seconds)
+            info = json.loads((path / "run.json").read_text())
+            (path / "run.json").write_text(json.dumps(info | {"device": device}))
+    [(name, _, experiments)] = report.datasets(report.read_runs(publish=False))
+    kinds = [(on, sorted(group[0]["name"] for group in race)) for on, race in report.races(experiments)]
+    assert kinds == [("CPU", ["0-2", "0-3", "1-2", "1-3"]), ("CPU", ["2-2", "2-3"]), ("GPU", ["3-2", "3-3"])]
+    assert report.draw([(name, 7, experiments)], Path("out")) == [Path("out/bpb_d.png")]
+
+
+def test_names_stand_in_the_picture_and_apart_from_each_other():
+    figure = report.Figure(figsize=(8, 6.5))
+    ax = figure.subplots()
+    ax.set(xscale="log")
+    race = [
+        [{"mine": False, "cfg": {}, "parameters": 800_000 + i, "bpb": 2 + i / 500, "name": f"r{i}"}] for i in range(12)
+    ]
+    names = report.points(ax, race, [])
+    figure.draw_without_rendering()
+    report.write_names(ax, names)
+    boxes = [report.Text.get_window_extent(text) for text in ax.texts]
+    assert len(boxes) == 12 and {text.get_text() for text in ax.texts} >= {"r0 2.000", "r11 2.022"}
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    assert all(ax.bbox.contains(*box.min) and ax.bbox.contains(*box.max) for box in boxes)
 
 
 def test_what_is_running_is_told_from_its_heartbeat(home, capsys):
-    with pytest.raises(ValueError, match=r"no runs under out/ or results/ yet: python train.py"):
+    with pytest.raises(ValueError, match=r"no runs in out/ yet: python train.py"):
         report.main([])
+    with pytest.raises(ValueError, match=r"what is '--puplish'"):
+        report.main(["--puplish"])
     write_run(home / "out/alive", status="running", seed=1)
-    os.utime(write_run(home / "out/killed", status="running", seed=2, age=9999) / "run.json")
+    write_run(home / "out/killed", status="running", seed=2, age=9999)
     report.main([])
     out = capsys.readouterr().out
-    assert "running now" in out and "out/alive: step 20 (25%)" in out and "0:01:00 left" in out
+    assert "out/alive [#####               ] 25%, step 20 | train 6.100 bpb | eval 1.500 bpb | 0:01:00 left" in out
     assert "out/killed" not in out
-    text = Path("EXPERIMENTS.md").read_text()
-    assert "killed |" in text and "alive" not in text, "what is running would be stale in a file"
+    text = Path("out/RUNS.md").read_text()
+    assert "killed at 25%" in text and "running at 25%" in text and " at 20" in text, "and when that was so"
