@@ -185,23 +185,24 @@ def races(experiments):
 
 def draw(found, folder):
     """For each val file a picture of bpb against parameters, with a panel for each kind of race. Returns the paths."""
-    paths, all_peers = [], read_json(ROOT / "results" / "peers.json")["peers"]
+    paths, peers = [], read_json(ROOT / "results" / "peers.json")["peers"]
     for name, val_bytes, experiments in found:
-        panels, peers = races(experiments), [p for p in all_peers if p["val_bytes"] == val_bytes]
-        if not panels:
-            continue
-        figure = Figure(figsize=(8 * len(panels), 6.5), layout="constrained")
-        figure.supxlabel("lower is better; a bar spans the seeds; parameters include tables of n-grams", fontsize=9)
-        for ax, (device, race) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-            seconds = [mean(group, "seconds") for group in race]
+        panels = races(experiments)
+        others = [[p | {"mine": False, "cfg": {"pooling": "peer"}}] for p in peers if p["val_bytes"] == val_bytes]
+        figure = Figure(figsize=(8 * len(panels), 6.5), layout="constrained") if panels else None
+        for i, (device, race) in enumerate(panels):
+            seconds, sizes = ([mean(group, key) for group in race] for key in ("seconds", "parameters"))
+            sizes += [other[0]["parameters"] for other in others]
             span = " to ".join(dict.fromkeys(map(duration, (min(seconds), max(seconds)))))
-            ax.set(title=f"{name}: {span} of training on a {device}", xscale="log")
-            ax.set(xlabel="parameters", ylabel="val bits per byte")
+            ax = figure.add_subplot(1, len(panels), i + 1, xscale="log", xlim=(min(sizes) / 4, max(sizes) * 4))
+            ax.set_title(
+                f"{name}: {span} of training on a {device}\nlower is better; a bar spans the seeds", fontsize=10
+            )
+            ax.set(xlabel="parameters, tables of n-grams among them", ylabel="val bits per byte")
             ax.secondary_yaxis("right", (lambda y: y * math.log(2), lambda y: y / math.log(2))).set_ylabel("nats")
             ax.grid(alpha=0.3)
             ax.margins(y=0.2)
-            names = points(ax, race, peers)
-            ax.set_xlim(min(name[0] for name in names) / 4, max(name[0] for name in names) * 4)
+            names = points(ax, [*race, *others])
             ax.xaxis.set_major_formatter(EngFormatter(sep=""))
             ax.xaxis.set_minor_formatter("")
             ax.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
@@ -209,23 +210,24 @@ def draw(found, folder):
             write_names(ax, names)
         slug = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")  # (a foreign run may call its data ../../x)
         twice = [other for other, *_ in found].count(name) > 1
-        paths.append(folder / f"bpb_{slug}{f'_{val_bytes}' * twice}.png")
-        figure.savefig(paths[-1], dpi=90)
+        if panels:
+            paths.append(folder / f"bpb_{slug}{f'_{val_bytes}' * twice}.png")
+            figure.savefig(paths[-1], dpi=90)
     return paths
 
 
-def points(ax, race, peers):
+def points(ax, race):
     """A dot for each experiment, a square if it is the reader's own, a cross for each peer: [(x, y, name, color)]."""
     names, shown = [], set()
-    for group in [*race, *([peer | {"mine": False, "cfg": {"pooling": "peer"}}] for peer in peers)]:
+    for group in race:
         cfg, values = group[0]["cfg"], [r["bpb"] for r in group]
         x, bpb = group[0]["parameters"], statistics.fmean(values)
         kind, color = KINDS.get("gpt2" if cfg.get("tokenizer") == "gpt2" else cfg.get("pooling"), KINDS["none"])
-        style = {"fmt": "x" if color == "grey" else "s" if group[0]["mine"] else "o", "ms": 6, "capsize": 3}
-        label = None if kind in shown else kind
-        ax.errorbar(x, bpb, [[bpb - min(values)], [max(values) - bpb]], color=color, label=label, **style)
+        marker, ink = ("x", "grey") if color == "grey" else ("s" if group[0]["mine"] else "o", "black")
+        bar = {"yerr": [[bpb - min(values)], [max(values) - bpb]], "capsize": 3} if len(values) > 1 else {}
+        ax.errorbar(x, bpb, fmt=marker, ms=6, color=color, label=None if kind in shown else kind, **bar)
         shown.add(kind)
-        names.append((x, bpb, f"{group[0]['name']} {bpb:.3f}", "grey" if color == "grey" else "black"))
+        names.append((x, bpb, f"{group[0]['name']} {bpb:.3f}", ink))
     ax.legend(fontsize=8)
     return names
 
@@ -276,7 +278,9 @@ def main(argv=None):
         raise ValueError(f"no runs in {folder}/ yet: python train.py makes one in out/, bench.py eval scores it")
     found = [d for d in datasets(runs) if publish or any(group[0]["mine"] for group in d[2])]
     write_page(runs, found, folder / "RUNS.md")
-    print(f"{len(shown)} runs -> {', '.join(map(str, [folder / 'RUNS.md', *draw(found, folder)]))}")
+    print(
+        f"{len(shown)} run{'s' * (len(shown) > 1)} -> {', '.join(map(str, [folder / 'RUNS.md', *draw(found, folder)]))}"
+    )
     print("\n".join(running(shown)) or "nothing is running now")
 
 

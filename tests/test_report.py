@@ -142,7 +142,7 @@ def test_names_stand_in_the_picture_and_apart_from_each_other():
     race = [
         [{"mine": False, "cfg": {}, "parameters": 800_000 + i, "bpb": 2 + i / 500, "name": f"r{i}"}] for i in range(12)
     ]
-    names = report.points(ax, race, [])
+    names = report.points(ax, race)
     figure.draw_without_rendering()
     report.write_names(ax, names)
     boxes = [report.Text.get_window_extent(text) for text in ax.texts]
