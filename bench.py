@@ -38,9 +38,10 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from common import Machine, commit, first_line, load_model, newest_run, pick_device, write_json
+from common import commit, first_line, load_run, newest_run, read_utf8, write_json
 from config import ROOT, Config, build, load_file, parse
-from data import Data, bits_per_byte, continuation_start, encode, read_utf8, symbols_at_once
+from data import Data, bits_per_byte, continuation_start, encode, symbols_at_once
+from machine import Machine, pick_device
 from model import PAD, STLM, rows_of, sample
 from optim import make_optimizers, prepare_for_training, train_step
 
@@ -385,9 +386,8 @@ def benchmark(model, task, items, options):
 def evaluate(options):
     """Score a run's weights on its val and on benchmarks; write eval.json and print it."""
     out = Path(options.out_dir) if options.out_dir else newest_run()
-    path = out / f"{options.weights}.pt"
     machine = Machine(options.device, "float32" if options.dtype == "auto" else options.dtype)
-    model, checkpoint = load_model(path, machine.device)
+    model, checkpoint, path = load_run(out, options.weights, machine.device)
     there = tuple(sorted(p.stem for p in Path(options.data).glob("*.jsonl"))) if options.data else HUB_TASKS
     named = [t for t in options.tasks.split(",") if t]
     if unknown := [t for t in named if t not in ("val", *there)]:
@@ -440,8 +440,7 @@ def val_of(checkpoint, data_dir):
     """The val split that the run was trained beside."""
     run = SimpleNamespace(**checkpoint["config"] | ({"data_dir": data_dir} if data_dir else {}))
     data = Data(run, "val")
-    if data.meta["val"] != checkpoint["data"]["val"]:
-        raise ValueError(f"{run.dataset}'s val is not the one this run was trained beside (sha256)")
+    data.verify(checkpoint)
     return data
 
 

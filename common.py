@@ -1,108 +1,32 @@
-"""The machine and the files: device, dtype, compiler, memory; atomic writes, checkpoints, finding a trained model."""
+"""Files: atomic writes, locks, checkpoints, finding a trained model; and a few words that every script says."""
 
+import codecs
 import contextlib
-import ctypes
 import dataclasses
+import errno
 import json
 import os
-import platform
+import pickle
+import shutil
 import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 
 from config import ROOT
 from model import STLM, ModelConfig
 
-# --- machine ---------------------------------------------------------------------------------------------------------
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 
-class Machine:
-    """Where this process computes: `device`, `dtype` of matrix products, its `rank` among `world` processes.
-
-    `why` says how they were chosen. Processes that torchrun started (it sets RANK and the like) are connected here.
-    """
-
-    def __init__(self, device="auto", dtype="auto", muon_dtype="auto"):
-        self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-        self.device, why_device = pick_device(device, int(os.environ.get("LOCAL_RANK", 0)))
-        self.dtype, why_dtype = pick_dtype(dtype, self.device)
-        self.muon_dtype = pick_dtype(muon_dtype, self.device)[0]
-        self.dtype_name, self.muon_dtype_name = (str(d).removeprefix("torch.") for d in (self.dtype, self.muon_dtype))
-        self.why = f"{self.device} ({why_device}), {self.dtype_name} ({why_dtype})"
-        self.autocast = torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
-        cuda = self.device.type == "cuda"
-        self.name = torch.cuda.get_device_name(self.device) if cuda else f"{platform.machine()} {self.device.type}"
-        if cuda:
-            torch.cuda.set_device(self.device)
-        if self.world > 1 and not dist.is_initialized():
-            dist.init_process_group("nccl" if cuda else "gloo")
-        keep_freed_memory()
-
-    def synchronize(self):
-        """Wait for what the device still has to do, so that a clock can be read."""
-        if self.device.type in ("cuda", "mps"):
-            getattr(torch, self.device.type).synchronize()
-
-    def sum(self, numbers):
-        """Each of these numbers summed over all processes."""
-        if self.world == 1:
-            return numbers
-        total = torch.tensor(numbers, dtype=torch.float64, device=self.device)
-        dist.all_reduce(total)
-        return total.tolist()
-
-    def peak_flops(self):
-        """Dense FLOP/s by the device's data sheet in bfloat16, or None."""
-        peaks = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12, "3090": 71e12}
-        peak = next((peak for name, peak in peaks.items() if name in self.name), None)
-        return peak if self.dtype == torch.bfloat16 else None
-
-
-def pick_device(name="auto", local_rank=0):
-    """-> (device, why)."""
-    why = "as requested"
-    if name == "auto":
-        there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-        name = next(name for name, is_there in there.items() if is_there)
-        why = {"cuda": "a CUDA device is there", "mps": "an Apple GPU is there", "cpu": "no GPU found"}[name]
-    try:
-        device = torch.device(f"cuda:{local_rank}" if name == "cuda" else name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as e:
-        raise ValueError(f"device={name!r} cannot be used: {first_line(e)}") from None
-    return device, why
-
-
-def pick_dtype(name, device):
-    """-> (dtype of matrix products, why). It follows from what the hardware says it has, never from a timing: the same
-    command must train the same model, however busy the machine is."""
-    if name != "auto":
-        return getattr(torch, name), "as requested"
-    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
-        return torch.bfloat16, "native"
-    if device.type == "cpu" and torch.cpu._is_amx_tile_supported():
-        return torch.bfloat16, "the CPU has AMX"
-    if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported():
-        return torch.bfloat16, "the CPU has AVX512-BF16"
-    return torch.float32, "no native bfloat16"
-
-
-def keep_freed_memory():
-    """Ask glibc to keep freed memory and not hand it back: fresh pages cost an eager CPU step up to half its time."""
-    with contextlib.suppress(OSError, AttributeError):  # where there is no glibc
-        libc = ctypes.CDLL("libc.so.6")
-        if not libc.mallopt(-3, 1 << 30):  # M_MMAP_THRESHOLD: up to 1 GiB comes from the heap
-            libc.mallopt(-3, 32 << 20)  # (as much as an older glibc allows)
-        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the heap is not trimmed
-
-
-# --- files -----------------------------------------------------------------------------------------------------------
-
-
-def write_atomically(path, write):
-    """write(file) to a temporary file, then rename: whatever happens, `path` is a whole file, the old or the new."""
+def write_atomically(path, write, size=0):
+    """write(file) to a temporary file, then rename: whatever happens, `path` is a whole file, the old or the new.
+    `size` in bytes, where it is known, is for what is said of a full disk."""
     temporary = path.with_name(f"{path.name}.tmp")
     try:
         with open(temporary, "wb") as f:
@@ -112,21 +36,91 @@ def write_atomically(path, write):
         os.replace(temporary, path)
     except (OSError, RuntimeError) as e:  # torch.save turns a full disk into a RuntimeError
         temporary.unlink(missing_ok=True)
-        raise OSError(f"cannot write {path} ({e.__cause__ or e}); what was there is untouched") from None
+        free = shutil.disk_usage(path.parent).free
+        full = free < size or errno.ENOSPC in (getattr(e, "errno", 0), getattr(e.__cause__, "errno", 0))
+        why = f"the disk is full: {free / 1e6:,.0f} MB are free" + f", {size / 1e6:,.1f} are needed" * (size > 0)
+        raise OSError(
+            f"cannot write {path} ({why if full else e.__cause__ or e}); what was there is untouched"
+        ) from None
 
 
 def write_json(path, value):
     write_atomically(path, lambda f: f.write(json.dumps(value, indent=1).encode()))
 
 
+def read_utf8(path, knob):
+    """The bytes of a text file ("-": standard input), without a byte-order mark. ValueError with the knob's name if it
+    is missing or not UTF-8."""
+    try:
+        raw = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+        raw.decode("utf-8")
+    except OSError as e:
+        raise ValueError(f"{knob}={path}: {e.strerror}") from None
+    except UnicodeDecodeError as e:
+        raise ValueError(f"{knob}={path} is not UTF-8: byte {e.start} is 0x{raw[e.start]:02X}") from None
+    return raw.removeprefix(codecs.BOM_UTF8)
+
+
+def read_log(path):
+    """The events of a run's log.jsonl. A line that is none is named on stderr and left out: a killed run may leave
+    half of one."""
+    events = []
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+        try:
+            event = json.loads(line)
+            for key in {"step", "elapsed", "time", *event.keys() & {"bpb"}}:
+                event[key] = float(event[key]) if key != "step" else int(event[key])
+            events += [event] if isinstance(event["event"], str) else []
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
+            print(f"{path}, line {number} is no event: left out", file=sys.stderr)
+    return events
+
+
+@contextlib.contextmanager
+def lock(path, message):
+    """Hold a lock file, or raise ValueError(message) where another process does: two that write into one folder would
+    destroy each other's work. The system frees it when the process ends, however it ends."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        file = open(path, "a+b")  # noqa: SIM115
+        try:
+            if fcntl:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            raise ValueError(message) from None
+        except OSError as e:
+            print(f"{path.parent} has no locks ({e}): nothing keeps a second process out", file=sys.stderr)
+        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            break
+        file.close()  # its last holder has just removed it
+    with file:
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
 def load_checkpoint(path, device="cpu"):
-    """The checkpoint's dict, as Run.save in train.py makes it."""
+    """The checkpoint's dict, as Run.save in train.py makes it. ValueError that says why if it is damaged or foreign."""
     if not Path(path).is_file():
         raise ValueError(f"no checkpoint {path}")
     try:
-        return torch.load(path, map_location=device, weights_only=True)
+        with zipfile.ZipFile(path) as file:  # torch writes the checksum of each part, but never looks at it
+            damaged = file.testzip()
+        checkpoint = None if damaged else torch.load(path, map_location=device, weights_only=True)
+        why = f"the checksum of {damaged} is wrong" if damaged else "it was made by another program"
+    except pickle.UnpicklingError:
+        why = "it holds more than tensors and plain values, which could be code"
     except Exception as e:
-        raise ValueError(f"{path} is not a readable checkpoint: {first_line(e)}") from None
+        why = f"{first_line(e)}: it is damaged, cut short, or no checkpoint"
+    else:
+        if isinstance(checkpoint, dict) and {"model", "config", "step"} <= checkpoint.keys():
+            why = "its weights are not finite"
+            if all(w.isfinite().all() for w in checkpoint["model"].values()):
+                return checkpoint
+    raise ValueError(f"{path} cannot be used: {why}")
 
 
 def known_values(config, cls, path):
@@ -142,9 +136,26 @@ def known_values(config, cls, path):
 def load_model(path, device="cpu"):
     """The model of a checkpoint, in eval mode, and the checkpoint's dict."""
     checkpoint = load_checkpoint(path, device)
-    model = STLM(ModelConfig(**known_values(checkpoint["config"], ModelConfig, path)))
-    model.load_state_dict(checkpoint["model"])
+    try:
+        model = STLM(ModelConfig(**known_values(checkpoint["config"], ModelConfig, path)))
+        model.load_state_dict(checkpoint["model"])
+    except (RuntimeError, TypeError, AttributeError) as e:
+        raise ValueError(f"{path} cannot be used: its weights and its config do not fit ({first_line(e)})") from None
     return model.to(device).eval(), checkpoint
+
+
+def load_run(folder, first="last", device="cpu"):
+    """-> (model, checkpoint, path) of a run: its `first`.pt, else (which is said, if that is broken) its other one."""
+    paths = [Path(folder) / f"{name}.pt" for name in sorted(("best", "last"), key=lambda name: name != first)]
+    there = [path for path in paths if path.exists()]
+    for path in there:
+        try:
+            return *load_model(path, device), path
+        except ValueError as e:
+            if path == there[-1]:
+                raise
+            print(f"{e}; {there[-1]} is used instead", file=sys.stderr)
+    raise ValueError(f"no run in {folder}: it has neither last.pt nor best.pt")
 
 
 def newest_run():

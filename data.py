@@ -6,9 +6,10 @@ and prepare.py know tiktoken.
 
 import contextlib
 import functools
+import hashlib
 import json
 import math
-import sys
+import re
 from pathlib import Path
 
 import numpy as np
@@ -56,18 +57,6 @@ def symbol_lengths(tokenizer, gpt2_vocab):
     return lengths
 
 
-def read_utf8(path, knob):
-    """The bytes of a text file ("-": standard input). ValueError with the knob's name if it is missing or not UTF-8."""
-    try:
-        raw = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
-        raw.decode("utf-8")
-    except OSError as e:
-        raise ValueError(f"{knob}={path}: {e.strerror}") from None
-    except UnicodeDecodeError as e:
-        raise ValueError(f"{knob}={path} is not UTF-8: byte {e.start} is 0x{raw[e.start]:02X}") from None
-    return raw
-
-
 def continuation_start(cfg, context, symbols):
     """How many of a text's symbols lie entirely within the context (bytes) that it begins with."""
     ends = np.cumsum(symbol_lengths(cfg.tokenizer, cfg.gpt2_vocab)[symbols])
@@ -88,26 +77,52 @@ def newest_dataset(cfg):
     return max(found)[1] if found else None
 
 
+def read_meta(folder):
+    """A dataset's meta.json, held against its bins. ValueError that names the file if they do not fit each other."""
+    path, advice = Path(folder) / "meta.json", "copy the dataset again, or make it anew with prepare.py --overwrite"
+    try:
+        meta = json.loads(path.read_text(encoding="utf-8"))
+        dtype = np.dtype({"bytes": "uint8", "gpt2": "uint16"}[meta["tokenizer"]])
+        bins = {path.with_name(f"{split}.bin"): meta[split] for split in ("train", "val")}
+        sizes = {bin: (bin.stat().st_size, int(split["symbols"]) * dtype.itemsize) for bin, split in bins.items()}
+        possible = meta["dtype"] == dtype.name and int(meta["vocab_size"]) > 1
+        possible &= all(int(split["bytes"]) > 0 and len(split["sha256"]) == 64 for split in bins.values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+        raise ValueError(f"{path} cannot be used ({type(e).__name__}: {e}); {advice}") from None
+    if not possible:
+        raise ValueError(f"{path} says what cannot be: {meta}; {advice}")
+    for bin, (size, expected) in sizes.items():
+        if size != expected:
+            raise ValueError(f"{bin} has {size:,} bytes, where meta.json says {expected:,}; {advice}")
+    return meta
+
+
 class Data:
     """One split as a memory map of symbols, and how many bytes of text each symbol stands for (0 for EOT)."""
 
     def __init__(self, cfg, split):
         folder = Path(cfg.data_dir) / cfg.dataset
-        if not (folder / "meta.json").is_file():
+        if not re.fullmatch(r"\w[\w.+-]*", cfg.dataset) or not (folder / "meta.json").is_file():
             known = sorted(p.parent.name for p in Path(cfg.data_dir).glob("*/meta.json"))
             raise ValueError(f"no dataset {folder}; there are {known}; python prepare.py makes one (see its --help)")
-        self.meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-        if self.meta["tokenizer"] != cfg.tokenizer:
-            raise ValueError(f"{folder} has tokenizer={self.meta['tokenizer']!r}, the config says {cfg.tokenizer!r}")
-        if cfg.tokenizer == "gpt2" and self.meta["vocab_size"] != cfg.gpt2_vocab:
-            found = self.meta["vocab_size"]
-            raise ValueError(
-                f"{folder} has a vocabulary of {found} tokens, the config says gpt2_vocab={cfg.gpt2_vocab}"
-            )
-        self.symbols = np.memmap(folder / f"{split}.bin", dtype=self.meta["dtype"], mode="r")
-        self.lengths = symbol_lengths(cfg.tokenizer, cfg.gpt2_vocab)
+        self.meta, self.lengths = read_meta(folder), symbol_lengths(cfg.tokenizer, cfg.gpt2_vocab)
+        found, n = (self.meta["tokenizer"], self.meta["vocab_size"]), len(self.lengths)
+        if found != (cfg.tokenizer, n):
+            raise ValueError(f"{folder} has {found[1]} symbols of {found[0]}, the config {n} of {cfg.tokenizer}")
+        self.path, self.split, self.sha256 = folder / f"{split}.bin", split, self.meta[split]["sha256"]
+        self.symbols = np.memmap(self.path, dtype=self.meta["dtype"], mode="r")
+        if n > 256 and self.symbols.max() >= n:
+            raise ValueError(f"{self.path} has the token {self.symbols.max()}, but its vocabulary ends at {n - 1}")
         self.bytes_per_symbol = self.meta[split]["bytes"] / len(self.symbols)
         self._epoch = (None, None)
+
+    def verify(self, checkpoint):
+        """ValueError unless the split is, to the last bit, what this checkpoint's run was trained with."""
+        with open(self.path, "rb") as f:
+            found = hashlib.file_digest(f, "sha256").hexdigest()
+        for where, sha256 in (("meta.json", self.sha256), ("the checkpoint", checkpoint["data"][self.split]["sha256"])):
+            if found != sha256:
+                raise ValueError(f"{self.path} is damaged or other text: its sha256 is not the one in {where}")
 
     @classmethod
     def of_text(cls, cfg, text):

@@ -4,7 +4,6 @@ python harness.py --model stlm --model_args out_dir=out/demo --tasks blimp,arc_e
 """
 
 import sys
-from pathlib import Path
 
 import torch
 from tqdm import tqdm
@@ -17,15 +16,16 @@ except ImportError:
     sys.exit("harness.py needs lm-evaluation-harness: pip install 'lm-eval>=0.4.9'")
 
 from bench import score
-from common import load_model, pick_device
+from common import load_run
 from data import Data, bits_per_byte, decode, encode
+from machine import pick_device
 
 
 @register_model("stlm")
 class Harness(LM):
     def __init__(self, out_dir, weights="last", device="auto", seed=1337, **ignored):
         super().__init__()
-        self.model, checkpoint = load_model(Path(out_dir) / f"{weights}.pt", pick_device(device or "auto")[0])
+        self.model, checkpoint, _ = load_run(out_dir, weights, pick_device(device or "auto")[0])
         self.context = checkpoint["config"]["block_size"]
         self.generator = torch.Generator().manual_seed(seed)
 

@@ -24,10 +24,12 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self):
         for group in self.param_groups:
-            params = group["params"]
+            params = [p for p in group["params"] if p.grad is not None]  # what is frozen stays as it is
+            if not params:
+                continue
             grad = torch.stack([p.grad for p in params])  # (n, rows, columns)
-            state = self.state[params[0]]  # the group's momentum is one tensor, kept under its first matrix
-            if not state:
+            state = self.state[group["params"][0]]  # the group's momentum is one tensor, kept under its first matrix
+            if not state or state["momentum"].shape != grad.shape:
                 state["momentum"] = torch.zeros_like(grad)
             state["momentum"].lerp_(grad, 1 - group["momentum"])
             update = orthogonal(grad.lerp_(state["momentum"], group["momentum"]).to(self.dtype)).to(grad.dtype)
@@ -57,6 +59,15 @@ def make_optimizers(model, cfg, muon_dtype):
     for group in (g for o in optimizers for g in o.param_groups):
         group["peak_lr"] = group["lr"]
     return optimizers
+
+
+def load_optimizers(optimizers, states):
+    """What a checkpoint remembers; the learning rates stay as they were asked for."""
+    for optimizer, state in zip(optimizers, states, strict=True):
+        rates = [group["peak_lr"] for group in optimizer.param_groups]
+        optimizer.load_state_dict(state)
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["peak_lr"] = rate
 
 
 def lr_scale(progress, cfg, start=0.0):

@@ -11,20 +11,16 @@ validation split wins; else each document's hash decides; fewer than 20 document
 appears only when all of it is there.
 """
 
-import codecs
-import contextlib
 import errno
-import glob
 import hashlib
 import itertools
 import json
-import os
 import re
 import shutil
 import signal
 import sys
-import sysconfig
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -32,27 +28,12 @@ from typing import Literal
 import numpy as np
 from tqdm import tqdm
 
-from common import first_line
-from config import parse
-from data import gpt2
+from common import lock
+from config import Config, load_file, parse
+from data import gpt2, read_meta
 from model import EOT, GPT2_VOCAB
+from sources import PRESETS, Source, one_line
 
-SHAKESPEARE = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
-PRESETS = {  # name: (Hub dataset or URL, its configuration, its text column, what it is)
-    "stdlib": ("", "", "", "Python's own standard library, 12 MB, from this machine"),
-    "shakespeare": (SHAKESPEARE, "", "text", "Tiny Shakespeare, 1.1 MB"),
-    "tinystories": ("roneneldan/TinyStories", "", "text", "short stories in simple words, 2 GB"),
-    "wikitext": (
-        "EleutherAI/wikitext_document_level",
-        "wikitext-103-raw-v1",
-        "page",
-        "good articles of Wikipedia, 540 MB",
-    ),
-    "simplewiki": ("wikimedia/wikipedia", "20231101.simple", "text", "Wikipedia in simple English, 250 MB"),
-    "openwebtext": ("Skylion007/openwebtext", "", "text", "web pages that Reddit linked to, 40 GB"),
-    "fineweb-edu": ("HuggingFaceFW/fineweb-edu", "sample-10BT", "text", "educational web pages, 45 GB"),
-}
-ROWS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}  # a document per row
 VAL_CAP = 10_000_000  # bytes: more would only make evaluation slow
 HUB_CAP = 1_000_000_000  # bytes taken from the network unless --max_bytes says otherwise
 FEW = 20  # documents: with fewer, a hash of each would split the text too unevenly
@@ -86,131 +67,6 @@ class PrepareConfig:
     def encoding(self):
         """tiktoken's encoding, or None for bytes."""
         return gpt2(self.gpt2_vocab) if self.tokenizer == "gpt2" else None
-
-
-# --- sources: a document is a function that yields its text in pieces of whole UTF-8 characters -------------------
-
-
-class Source:
-    """One source of documents: `documents()` starts over at each call; `size` in bytes, or None if unknown."""
-
-    def __init__(self, word, cfg):
-        self.word, self.cfg, self.files, self.size = word, cfg, [], None
-        self.remote, self.split, self.column = "", "train", cfg.text_column
-        paths = [word] if Path(word).exists() else sorted(glob.glob(word, recursive=True))
-        if word == "stdlib":
-            root = Path(sysconfig.get_paths()["stdlib"])
-            skip = {"test", "tests", "idle_test", "lib2to3", "site-packages", "dist-packages", "__pycache__"}
-            found = (p for p in root.rglob("*.py") if not skip & set(p.relative_to(root).parts))
-            self.files = sorted(found, key=lambda p: p.relative_to(root).as_posix())
-        elif paths:
-            inside = (sorted(Path(p).rglob("*")) if Path(p).is_dir() else [Path(p)] for p in paths)
-            self.files = [p for p in itertools.chain.from_iterable(inside) if p.is_file() and p.name[0] != "."]
-        elif word in PRESETS:
-            self.remote, self.configuration, self.column, _ = PRESETS[word]
-        elif word.startswith(("http://", "https://")):
-            self.remote, self.configuration = word, ""
-        elif re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?", word) and Path(word).suffix not in {".txt", ".md", *ROWS}:
-            self.remote, _, self.configuration = word.partition(":")
-        else:
-            raise ValueError(f"no such file or preset: {word}; presets: {', '.join(PRESETS)}; Hub datasets: OWNER/NAME")
-        if not self.remote:
-            self.size = sum(p.stat().st_size for p in self.files)
-
-    def documents(self):
-        if self.remote.startswith("http"):
-            yield from self._rows(ROWS.get(Path(self.remote).suffix.lower(), "text"), self.remote)
-        elif self.remote:
-            yield from self._rows(self.remote)
-        for path in self.files:
-            if path.suffix.lower() in ROWS:
-                yield from self._rows(ROWS[path.suffix.lower()], str(path))
-            elif self.word != "stdlib" or is_utf8(path):
-                yield lambda path=path: read_text(path, self.cfg.errors)
-
-    def val(self):
-        """The source's own validation split, as a source, or None."""
-        if not self.remote or self.remote.startswith("http"):
-            return None
-        import datasets
-
-        with one_line(self.remote):
-            reach(self.remote)
-            names = datasets.get_dataset_split_names(self.remote, self.configuration or None)
-        other = Source(self.word, self.cfg)
-        other.split = next((n for n in ("validation", "val", "dev") if n in names), None)
-        return other if other.split else None
-
-    def _rows(self, builder, file=None):
-        """Documents from the rows that `datasets` streams: of a file, of a URL or (file=None) of a Hub dataset."""
-        import datasets
-
-        datasets.disable_progress_bars()
-        datasets.utils.logging.set_verbosity(datasets.utils.logging.CRITICAL)
-        where, column = file or builder, self.column
-        options = {"name": self.configuration or None} if not file else {"data_files": file}
-        options |= {"text": {"sample_by": "document"}, "csv": {"keep_default_na": False}}.get(builder, {})
-        with one_line(where):
-            if self.remote:
-                reach(where)
-            for row in datasets.load_dataset(builder, split=self.split, streaming=True, **options):
-                if column not in row:
-                    raise ValueError(f"{where} has no column {column!r}; --text_column can be: {', '.join(row)}")
-                if row[column]:
-                    text = str(row[column]).encode("utf-8", self.cfg.errors)
-                    yield lambda text=text: [text]
-
-
-@contextlib.contextmanager
-def one_line(where):
-    """Whatever a library throws at unreadable input becomes one line that names the input."""
-    try:
-        yield
-    except Exception as e:
-        if isinstance(e, ValueError) and str(e).startswith(str(where)):
-            raise
-        raise ValueError(f"{where} cannot be read: {first_line(e)}") from None
-
-
-def reach(target):
-    """Raise ValueError, within seconds, unless the URL or Hub dataset answers."""
-    import huggingface_hub
-
-    try:
-        if target.startswith("http"):
-            huggingface_hub.get_session().head(target, timeout=10).raise_for_status()
-        else:
-            huggingface_hub.HfApi().dataset_info(target, timeout=10)
-    except Exception as e:
-        advice = "offline, `python prepare.py` (the standard library) and local files work"
-        raise ValueError(f"{target} cannot be reached ({first_line(e)}); {advice}") from None
-
-
-def read_text(path, errors):
-    """The file in pieces of whole characters, without a byte-order mark; ValueError with the offset if not UTF-8."""
-    decoder, offset = codecs.getincrementaldecoder("utf-8")(errors), 0
-    with open(path, "rb") as f:
-        while True:
-            piece, held = f.read(1 << 20), len(decoder.getstate()[0])  # held back: the start of a character
-            try:
-                text = decoder.decode(piece, final=not piece)
-            except UnicodeDecodeError as e:
-                where = f"byte {offset - held + e.start} is 0x{e.object[e.start]:02X}"
-                raise ValueError(f"{path} is not UTF-8: {where}; --errors=replace goes on") from None
-            if offset == 0:
-                text = text.removeprefix("\ufeff")
-            if text:
-                yield text.encode()
-            if not piece:
-                return
-            offset += len(piece)
-
-
-def is_utf8(path):
-    try:
-        return all(True for _ in read_text(path, "strict"))
-    except ValueError:
-        return False
 
 
 # --- splits: where the text goes ----------------------------------------------------------------------------------
@@ -343,8 +199,14 @@ def main(argv=None):
     name = cfg.name or (re.sub(r"^\W+|[^\w.+-]", "", stem) or "text") + "-gpt2" * (cfg.tokenizer == "gpt2")
     name += f"-{cfg.gpt2_vocab}" * (not cfg.name and cfg.gpt2_vocab != GPT2_VOCAB)
     out = Path(cfg.data_dir) / name
+    asked = {"sources": words, "val_source": cfg.val or None, "tokenizer": cfg.tokenizer}
+    asked |= {key: getattr(cfg, key) for key in ("max_bytes", "val_fraction", "text_column", "errors", "gpt2_vocab")}
     if (out / "meta.json").is_file() and not cfg.overwrite:
-        meta = json.loads((out / "meta.json").read_text(encoding="utf-8"))
+        meta = read_meta(out)
+        for key, value in asked.items():
+            if meta.get(key, value) != value:
+                ways = "--overwrite makes it anew, --name=OTHER keeps both"
+                raise ValueError(f"{out} is there already, with {key}={meta[key]!r}, not {value!r}: {ways}")
         sizes = f"train {human(meta['train']['bytes'])}, val {human(meta['val']['bytes'])}"
         print(f"{out} is there already ({sizes} from {', '.join(meta['sources'])}): kept; --overwrite makes it anew")
         return
@@ -358,10 +220,11 @@ def main(argv=None):
     known = [s.size for s in sources + val_sources]
     total = None if None in known else sum(known)
     cap = cfg.max_bytes or (HUB_CAP if any(s.remote for s in sources) else 0)
-    total = min(total or cap, cap) if cap else total
     files = sum(len(s.files) for s in sources)
-    print(f"reads {', '.join(words)}" + f" ({files} files)" * (files > 1) + f": {human(total)}")
+    most = f", of which at most {human(cap)}" if cap and cap < (total or cap + 1) else ""
+    print(f"reads {', '.join(words)}" + f" ({files} files)" * (files > 1) + f": {human(total)}{most}")
     print(f"writes {out}: train.bin, val.bin, meta.json" + f" ({cfg.tokenizer} tokens)" * (cfg.tokenizer != "bytes"))
+    total = min(total, cap) if total and cap else total
     if cfg.tokenizer == "gpt2":
         with one_line("tiktoken's gpt2 encoding (TIKTOKEN_CACHE_DIR can name a folder that holds its files)"):
             cfg.encoding()
@@ -369,40 +232,53 @@ def main(argv=None):
     free = shutil.disk_usage(cfg.data_dir).free
     if total and total > free:
         raise ValueError(f"the disk of {cfg.data_dir} has {human(free)} free, this needs about {human(total)}")
+    work = out.with_name(f".{name}.tmp")
+    old = work.with_name(f"{work.name}-old")
 
     def sweep():  # also what an earlier run left that was killed
-        for stale in Path(cfg.data_dir).glob(f".{name}.tmp-*"):
-            if stale.name.endswith("-old") and not out.exists():  # killed between the two renames below
-                stale.rename(out)
+        if old.exists() and not out.exists():  # killed between the two renames below
+            old.rename(out)
+        for stale in (work, old):
             shutil.rmtree(stale, ignore_errors=True)
 
-    sweep()
-    work = Path(cfg.data_dir) / f".{name}.tmp-{os.getpid()}"
-    work.mkdir()
     terminated = signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` cleans up as Ctrl-C does
-    try:
-        write(work, name, words, sources, val_sources, cfg, cap, total)
-        if out.exists():
-            out.rename(work.with_name(f"{work.name}-old"))
-        work.rename(out)
-    except OSError as e:
-        if e.errno != errno.ENOSPC:
-            raise
-        raise ValueError(f"the disk of {cfg.data_dir} is full ({human(free)} were free at the start)") from None
-    finally:
-        signal.signal(signal.SIGTERM, terminated)
-        sweep()
+    with lock(out.with_name(f".{name}.lock"), f"{out} is being prepared by another process: wait until it has ended"):
+        try:
+            sweep()
+            work.mkdir()
+            for source in sources + val_sources:
+                source.fetch(work / "fetched")
+            info = write(work, words, sources, val_sources, cfg, cap, total)
+            shutil.rmtree(work / "fetched", ignore_errors=True)
+            meta = {"name": name} | asked | info | {"created": time.strftime("%Y-%m-%d %H:%M:%S")}
+            (work / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
+            if out.exists():
+                out.rename(old)
+            work.rename(out)
+        except OSError as e:
+            if e.errno != errno.ENOSPC:
+                raise
+            raise ValueError(f"the disk of {cfg.data_dir} is full ({human(free)} were free at the start)") from None
+        finally:
+            sweep()
+            signal.signal(signal.SIGTERM, terminated)
     said = " config/bpe_50m.py" * (cfg.tokenizer == "gpt2") + f" --dataset={name}"
     said += f" --gpt2_vocab={cfg.gpt2_vocab}" * (cfg.gpt2_vocab != GPT2_VOCAB)
+    symbols, context = info["train"]["symbols"], load_file(Config, "config/demo.py")[0]["block_size"]
+    if symbols <= context:
+        print(
+            f"{symbols} symbols to train on are fewer than config/demo.py reads at once, {context}: give more text, or"
+        )
+        said += f" --block_size={max(1, symbols // 2)} --max_patches=0 --batch_bytes={8 * max(1, symbols // 2)}"
     print(f"next: python train.py{said}" + f" --data_dir={cfg.data_dir}" * (cfg.data_dir != "data"))
 
 
-def write(work, name, words, sources, val_sources, cfg, cap, total):
-    """Fill `work` with train.bin, val.bin and meta.json."""
+def write(work, words, sources, val_sources, cfg, cap, total):
+    """Fill `work` with train.bin and val.bin. Returns what meta.json says of them."""
     val_fraction = cfg.val_fraction
-    packed = any(p.suffix == ".parquet" for s in sources for p in s.files)  # its text is several times its size
+    packed = any(p.suffix in (".parquet", ".gz") for s in sources for p in s.files)  # text is several times its size
     for _ in range(2):
-        with tqdm(total=None if packed else total, unit="B", unit_scale=True, desc=name, disable=None) as bar:
+        with tqdm(total=None if packed else total, unit="B", unit_scale=True, desc=words[0][-20:], disable=None) as bar:
             splits = {split: Split(work / f"{split}.bin", cfg.encoding(), bar) for split in ("train", "val")}
             try:
                 rule, lowest = fill(splits["train"], splits["val"], sources, val_sources, cap, val_fraction)
@@ -411,20 +287,19 @@ def write(work, name, words, sources, val_sources, cfg, cap, total):
         if info["val"]["bytes"] or lowest == 1:
             break
         val_fraction = lowest  # no document fell on val's side: once more, with the lowest hash there
+    kinds = sum((s.left_out for s in sources + val_sources), Counter())
+    left_out = "left out: " + ", ".join(f"{n:,} {kind}" for kind, n in sorted(kinds.items())) if kinds else ""
     if not info["train"]["bytes"] + info["val"]["bytes"]:
-        raise ValueError(f"there is no text in {', '.join(words)}")
+        raise ValueError(f"there is no text in {', '.join(words)}" + f" ({left_out})" * bool(left_out))
     for split, other in (("train", "val"), ("val", "train")):
         if not info[split]["bytes"]:
-            raise ValueError(
-                f"all the text falls into {other}: give more text, another --val_fraction, or --val=SOURCE"
-            )
-    dtype, vocab_size = ("uint8", 256) if cfg.tokenizer == "bytes" else ("uint16", cfg.gpt2_vocab)
-    meta = {"name": name, "sources": words, "val_source": cfg.val or None, "split": rule, "tokenizer": cfg.tokenizer}
-    meta |= {"dtype": dtype, "vocab_size": vocab_size} | info | {"created": time.strftime("%Y-%m-%d %H:%M:%S")}
-    (work / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
-    print(f"split: {rule}")
+            ways = "give more text, another --val_fraction, or --val=SOURCE"
+            raise ValueError(f"all the text falls into {other}: {ways}")
+    print(f"split: {rule}" + f"\n{left_out}" * bool(left_out))
     for split in ("train", "val"):
         print(f"{split}: {info[split]['documents']:,} documents, {info[split]['bytes']:,} bytes of text")
+    dtype, vocab_size = ("uint8", 256) if cfg.tokenizer == "bytes" else ("uint16", cfg.gpt2_vocab)
+    return {"split": rule, "dtype": dtype, "vocab_size": vocab_size} | info
 
 
 if __name__ == "__main__":

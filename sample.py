@@ -17,9 +17,10 @@ from typing import Literal
 
 import torch
 
-from common import load_model, newest_run, pick_device
+from common import load_run, newest_run, read_utf8
 from config import parse
-from data import decode, encode, read_utf8
+from data import decode, encode
+from machine import pick_device
 
 
 @dataclass
@@ -56,14 +57,15 @@ def main(argv=None):
     cfg, words = parse(SampleConfig, sys.argv[1:] if argv is None else argv, __doc__)
     if words:
         raise ValueError(f"what is {words[0]!r}? Say --prompt={words[0]!r} to go on from it; see --help")
-    prompt = cfg.prompt.encode("utf-8", errors="replace")
+    try:
+        prompt = cfg.prompt.encode()
+    except UnicodeEncodeError as e:  # (bytes that are not UTF-8 arrive as surrogates)
+        raise ValueError(f"prompt is not UTF-8: its character {e.start} is {cfg.prompt[e.start]!r}") from None
     if cfg.prompt_file:
         prompt = read_utf8(cfg.prompt_file, "prompt_file")
     out = Path(cfg.out_dir) if cfg.out_dir else newest_run()
-    path = out / f"{cfg.weights}.pt"
-    path = path if path.exists() else out / "last.pt"  # a run that never got as far as an evaluation has no best
     device = pick_device(cfg.device)[0]
-    model, checkpoint = load_model(path, device)
+    model, checkpoint, path = load_run(out, cfg.weights, device)
     if device.type == "cpu":  # a byte is little work: threads wait for each other, on a busy machine ten times as long
         torch.set_num_threads(1)
     print(

@@ -1,14 +1,14 @@
 """Train a super tiny language model. Edit this file directly.
 
     python train.py                                        # config/demo.py, 3 minutes on a laptop's CPU
-    python train.py config/stlm_10m.py --dataset=notes --max_steps=10000
-    python train.py config/stlm_10m.py --resume --max_steps=20000
+    python train.py config/stlm_10m.py --dataset=notes --resume=auto     # goes on, or starts if there is nothing
     torchrun --nproc_per_node=4 train.py config/stlm_50m.py
 
 Reads data/DATASET (see prepare.py; the newest by default). Writes out/RUN: last.pt (to go on from), best.pt (lowest val
 loss), log.jsonl, run.json, loss.png. The last line on stdout is the verdict of the final weights on the whole val file.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -23,21 +23,34 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from common import Machine, commit, duration, known_values, load_checkpoint, write_atomically, write_json
+import common
+from common import commit, duration, load_checkpoint, write_atomically, write_json
 from config import Config, build, parse
 from data import Data, bits_per_byte, newest_dataset
-from model import STLM
-from optim import make_optimizers, prepare_for_training, set_schedules, train_step
+from machine import Machine
+from model import STLM, ModelConfig
+from optim import load_optimizers, make_optimizers, prepare_for_training, set_schedules, train_step
 
 # On resume a command may change these of the run's knobs, and those that are its own.
 MAY_CHANGE = {"max_steps", "max_seconds", "eval_interval", "eval_bytes", "log_interval"}
-MAY_CHANGE |= {"device", "compile", "data_dir"}
+MAY_CHANGE |= {"device", "compile", "data_dir", "micro_batch", "muon_lr", "adam_lr"}
 OF_THE_COMMAND = {"out_dir", "resume", "overwrite", "init_from"}
+OF_A_RUN = ("run.json", "last.pt", "best.pt", "log.jsonl", "eval.json", "loss.png")  # what a run leaves in out_dir
 
 
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
-    cfg, checkpoint = read_config(argv)
+    cfg, words = parse(Config, argv, __doc__, "config/demo.py", either=("max_steps", "max_seconds"))
+    if words:
+        raise ValueError(f"what is {words[0]!r}? The config file ends in .py, every knob is --key=value; see --help")
+    out = Path(cfg.out_dir)
+    in_use = f"{out} is in use by another train.py: wait until it has ended, or give another --out_dir"
+    with common.lock(out.with_name(f".{out.name}.lock{os.environ.get('RANK', '').lstrip('0')}"), in_use):
+        return train(cfg, argv)
+
+
+def train(cfg, argv):
+    cfg, checkpoint = go_on_or_start(cfg)
     saved = checkpoint or {}  # a resumed run keeps its dtypes, whatever the machine
     machine = Machine(cfg.device, saved.get("dtype", cfg.dtype), saved.get("muon_dtype", "auto"))
     run = Run(cfg, machine, checkpoint)
@@ -45,27 +58,29 @@ def main(argv=None):
     # data
     find_dataset(cfg, run)
     train_data, val_data = Data(cfg, "train"), Data(cfg, "val")
-    if checkpoint and checkpoint["data"]["train"] != train_data.meta["train"]:
-        raise ValueError(f"{cfg.dataset} is not the data that {run.last_path} was trained on: its sha256 differs")
+    if checkpoint:
+        train_data.verify(checkpoint)
+        val_data.verify(checkpoint)
     batches = Batches(cfg, train_data, machine)
 
     # model: raw_model is what is saved, evaluated and sampled; model is what trains, compiled or wrapped
     raw_model = make_model(cfg, checkpoint).to(machine.device).train()
     optimizers = make_optimizers(raw_model, cfg, machine.muon_dtype)
     if checkpoint:
-        for optimizer, state in zip(optimizers, checkpoint["optimizers"], strict=True):
-            optimizer.load_state_dict(state)
+        load_optimizers(optimizers, checkpoint["optimizers"])
     run.start_clock()  # races count the time to compile
     model, compiled = prepare_for_training(raw_model, machine, cfg.compile, batches.micro_batch, cfg.block_size)
     run.stop_clock()
-    run.begin(argv, raw_model, batches, compiled)
+    run.begin(argv, raw_model, optimizers, batches, compiled)
 
     with run:
+        if run.owes_an_evaluation:  # a signal or a kill came between the checkpoint and its evaluation
+            run.log_evaluation(bits_per_byte(raw_model, val_data, cfg.block_size, cfg.eval_bytes, machine=machine))
         while not run.done():
             # one step
             lr_scale = set_schedules(raw_model, optimizers, cfg, run.progress(), run.compiled_share())
             if cfg.dropout:  # what is dropped is a function of seed and step, so that resuming needs no state
-                torch.manual_seed((cfg.seed * 1_000_003 + run.step) * machine.world + machine.rank)
+                torch.manual_seed(((cfg.seed * 1_000_003 + run.step) * machine.world + machine.rank) % 2**63)
             batch = batches.at(run.step)
             loss, norm = train_step(model, optimizers, batch, batches.micro_batch, machine.autocast, cfg.grad_clip)
             run.tick()
@@ -76,10 +91,10 @@ def main(argv=None):
                 run.log_step(loss, norm, lr_scale)
             if pause:
                 run.stop_clock()
-                run.save(run.last_path, raw_model, optimizers)
+                run.save(run.last_path)
                 if not run.interrupted:  # the best weights are those of the lowest of these evaluations
                     result = bits_per_byte(raw_model, val_data, cfg.block_size, cfg.eval_bytes, machine=machine)
-                    run.log_evaluation(result, raw_model)
+                    run.log_evaluation(result)
                 run.start_clock()
 
         if run.interrupted:
@@ -90,19 +105,21 @@ def main(argv=None):
 # --- before the first step -------------------------------------------------------------------------------------------
 
 
-def read_config(argv):
+def go_on_or_start(cfg):
     """-> (config, None); on resume, that of the run in out_dir with this command's changes, and its checkpoint."""
-    cfg, words = parse(Config, argv, __doc__, "config/demo.py", either=("max_steps", "max_seconds"))
-    if words:
-        raise ValueError(f"what is {words[0]!r}? The config file ends in .py, every knob is --key=value; see --help")
     path = Path(cfg.out_dir) / "last.pt"
-    if not cfg.resume:
-        if not cfg.overwrite and any(path.with_name(name).exists() for name in ("run.json", "last.pt", "best.pt")):
+    if not cfg.resume or (cfg.resume == "auto" and not path.exists()):
+        there = [name for name in OF_A_RUN if path.with_name(name).exists()]
+        if there and not (cfg.overwrite or cfg.resume):
             ways = "--resume goes on with it, --overwrite throws it away, --out_dir=DIR avoids it"
-            raise ValueError(f"{cfg.out_dir} already holds a run: {ways}")
+            raise ValueError(f"{cfg.out_dir} already holds a run ({there[0]}): {ways}")
+        if there and "run.json" not in there:
+            raise ValueError(f"{cfg.out_dir}/{there[0]} is of no run, so it stays: give another --out_dir")
+        if cfg.init_from and Path(cfg.init_from).resolve() == Path(cfg.out_dir).resolve():
+            raise ValueError(f"init_from={cfg.init_from} would be thrown away for out_dir: give another --out_dir")
         return cfg, None
     checkpoint = load_checkpoint(path)
-    old = build(Config, known_values(checkpoint["config"], Config, path), path)
+    old = build(Config, common.known_values(checkpoint["config"], Config, path), path)
     for key in sorted(cfg.explicit - MAY_CHANGE - OF_THE_COMMAND):
         if getattr(cfg, key) != getattr(old, key):
             both = f"{key}={getattr(cfg, key)!r}, but {path} has {getattr(old, key)!r}"
@@ -126,10 +143,8 @@ def find_dataset(cfg, run):
         prepare.main([f"--data_dir={cfg.data_dir}"])
         cfg.dataset = "stdlib"
     else:
-        command = "python prepare.py" + f" SOURCE --tokenizer=gpt2 --gpt2_vocab={cfg.gpt2_vocab}" * (
-            cfg.tokenizer == "gpt2"
-        )
-        raise ValueError(f"no dataset for tokenizer={cfg.tokenizer} in {cfg.data_dir}: {command} makes one")
+        how = f" SOURCE --tokenizer=gpt2 --gpt2_vocab={cfg.gpt2_vocab}" * (cfg.tokenizer == "gpt2")
+        raise ValueError(f"no dataset for {cfg.tokenizer} in {cfg.data_dir}: python prepare.py{how} makes one")
 
 
 class Batches:
@@ -141,13 +156,19 @@ class Batches:
         if len(data.symbols) < T + 1:
             have = f"{cfg.dataset} has {len(data.symbols)} symbols to train on"
             raise ValueError(f"{have}; block_size={T} needs at least {T + 1}")
-        self.n_rows = cfg.batch_bytes // T  # over all processes
-        self.micro_batch = min(cfg.micro_batch or self.n_rows, max(1, self.n_rows // world))
-        unit = self.micro_batch * world * T
-        if cfg.batch_bytes % unit:
+        self.n_rows, rest = divmod(cfg.batch_bytes, T)  # over all processes
+        share = self.n_rows // world
+        self.micro_batch = min(cfg.micro_batch or share, max(1, share))
+        if rest or self.n_rows % world or share % self.micro_batch:
+            units = f"block_size={T} x {world} processes x micro_batch={self.micro_batch}"
+            unit = self.micro_batch * world * T
+            ways = [f"--batch_bytes={max(1, round(cfg.batch_bytes / unit)) * unit}"] * (not cfg.resume)
+            if not rest and self.n_rows % world == 0:
+                ways += [f"--micro_batch={max(n for n in range(1, self.micro_batch) if share % n == 0)}"]
+            elif not rest:
+                ways += [f"{max(n for n in range(1, world) if self.n_rows % n == 0)} processes"]
             raise ValueError(
-                f"batch_bytes={cfg.batch_bytes} is not a multiple of micro_batch={self.micro_batch} x {world} "
-                f"processes x block_size={T} = {unit}; try --batch_bytes={max(1, round(cfg.batch_bytes / unit)) * unit}"
+                f"batch_bytes={cfg.batch_bytes} is no multiple of {units} = {unit}; try {' or '.join(ways)}"
             )
 
     def at(self, step):
@@ -170,12 +191,11 @@ def make_model(cfg, checkpoint):
     if checkpoint:
         model.load_state_dict(checkpoint["model"])
     elif cfg.init_from:
-        folder = Path(cfg.init_from)
-        path = folder / ("best.pt" if (folder / "best.pt").exists() else "last.pt")
-        try:
-            model.load_state_dict(load_checkpoint(path)["model"])
-        except RuntimeError as e:
-            raise ValueError(f"{path} holds another model: {str(e).splitlines()[1].strip()}") from None
+        other, _, path = common.load_run(cfg.init_from, "best")
+        for key in (f.name for f in dataclasses.fields(ModelConfig) if f.name not in ("block_size", "max_patches")):
+            if getattr(other.cfg, key) != getattr(cfg, key):
+                raise ValueError(f"{path} has {key}={getattr(other.cfg, key)}, this config {getattr(cfg, key)}")
+        model.load_state_dict(other.state_dict())
     model.may_drop = cfg.dropout > 0
     return model
 
@@ -193,37 +213,43 @@ class Run:
         saved = checkpoint or {"step": 0, "elapsed": 0.0, "compile_seconds": None}
         self.step, self.elapsed = saved["step"], saved["elapsed"]
         self.compile_seconds = saved.get("compile_seconds", 0.0)  # before the first step, all of them training time
-        self.log, self.info, self.signals, self.interrupted = [], {}, [], False
+        self.log, self.info, self.signals, self.usual = [], {}, [], 0.0
+        self.interrupted = self.was_stopped = False
 
     def say(self, text, end="\n"):
         if self.writes:
             print(text, end=end, flush=True)
 
-    def begin(self, argv, model, batches, compiled):
+    def begin(self, argv, model, optimizers, batches, compiled):
         """Say what will run; make the folder, or cut a resumed run's log to the checkpoint's step."""
         cfg, machine, parameters = self.cfg, self.machine, model.parameter_table()
+        self.model, self.optimizers = model, optimizers
         why = f"{machine.why}, compile {'on' if compiled else 'off'}"
         self.say(f"{why}\nparameters (the head is the embedding):")
         self.say("\n".join(f"  {part:<14} {n:>12,}" for part, n in parameters.items()))
         length = f"{cfg.max_steps:,} steps" if cfg.max_steps else f"{cfg.max_seconds:g} seconds"
         self.say(f"{batches}\ntraining for {length}; Ctrl-C saves and stops")
+        patches = model.patch_ends(batches.at(self.step)[:, :-1])[0].sum(dim=1).float()
+        if (patches > cfg.n_patches).float().mean() > 0.05:
+            need = math.ceil(patches.quantile(0.99).item())
+            self.say(f"many rows have more patches than max_patches={cfg.n_patches}: --max_patches={need} would do")
         self.model_flops, self.batches = model.flops_per_symbol(), batches
         versions = {"torch": torch.__version__, "python": platform.python_version(), "platform": platform.platform()}
         self.info = {"command": shlex.join(["train.py", *argv]), "config": dataclasses.asdict(cfg), "commit": commit()}
         self.info |= {"parameters": parameters, "data": batches.data.meta, "device": machine.name, "why": why}
         self.info |= {"processes": machine.world, "threads": torch.get_num_threads(), "versions": versions}
-        if self.compile_seconds is None:
-            self.compile_seconds = self.elapsed
+        self.compile_seconds = self.elapsed if self.compile_seconds is None else self.compile_seconds
         if self.writes:
             self.out.mkdir(parents=True, exist_ok=True)
-            path = self.out / "log.jsonl"
-            if not cfg.resume:
-                for name in ("last.pt", "best.pt", "log.jsonl", "run.json", "loss.png", "eval.json"):
+            if not cfg.resume or not self.step:
+                for name in OF_A_RUN:
                     (self.out / name).unlink(missing_ok=True)
-            elif path.exists():
-                lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
-                self.log = [e for e in map(json.loads, lines) if e["step"] <= self.step]
+            elif (path := self.out / "log.jsonl").exists():
+                self.log = [e for e in common.read_log(path) if e["step"] <= self.step and e["event"] != "end"]
                 write_atomically(path, lambda f: f.write("".join(json.dumps(e) + "\n" for e in self.log).encode()))
+        missed = not any(e["event"] == "eval" and e["step"] == self.step for e in self.log)
+        due = self.step > 0 and (self.is_due(cfg.eval_interval) or self.done())
+        self.owes_an_evaluation = machine.sum([due and missed and self.writes])[0] > 0
         self.best_bpb = min((e["bpb"] for e in self.log if e["event"] == "eval"), default=math.inf)
         self.status("running")
         self.record("start")
@@ -232,6 +258,9 @@ class Run:
 
     def __enter__(self):
         self.handlers = {s: signal.signal(s, self.on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
+        if hasattr(signal, "SIGCONT"):  # (not on Windows)
+            went_on = lambda *_: setattr(self, "was_stopped", True)  # noqa: E731
+            self.handlers[signal.SIGCONT] = signal.signal(signal.SIGCONT, went_on)
         self.start_clock()
         return self
 
@@ -239,7 +268,10 @@ class Run:
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
         if kind:
-            self.status("failed")
+            with contextlib.suppress(OSError):
+                if issubclass(kind, OSError):  # a log that cannot be written need not cost the steps
+                    self.save(self.last_path)
+                self.status("failed")
         elif self.machine.world > 1:
             dist.barrier()  # a process that leaves while another still writes would break its connection
 
@@ -261,7 +293,10 @@ class Run:
     def read_clock(self):
         """Add the time that has passed; every process follows rank 0's clock, and a signal that any of them got."""
         now = time.perf_counter()
-        elapsed = self.elapsed + now - self.clock_from if self.machine.rank == 0 else 0.0  # a sum with zeros: rank 0's
+        # when the process was stopped (SIGSTOP, Ctrl-Z) and went on, the time between was no training
+        passed = min(now - self.clock_from, self.usual if self.was_stopped else math.inf)
+        self.was_stopped, self.usual = False, passed
+        elapsed = self.elapsed + passed if self.machine.rank == 0 else 0.0  # a sum with zeros: rank 0's
         self.elapsed, signals = self.machine.sum([elapsed, len(self.signals)])
         self.clock_from, self.interrupted = now, signals > 0
 
@@ -298,14 +333,16 @@ class Run:
         if self.writes:
             write_json(self.out / "run.json", self.info)
 
-    def save(self, path, model, optimizers=()):
-        """Write a checkpoint; for best.pt without the optimizers."""
+    def save(self, path):
+        """Write a checkpoint; best.pt is without the optimizers."""
         if self.writes:
-            state = {"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers]}
+            optimizers = self.optimizers if path == self.last_path else []
+            state = {"model": self.model.state_dict(), "optimizers": [o.state_dict() for o in optimizers]}
             state |= {"step": self.step, "elapsed": self.elapsed, "compile_seconds": self.compile_seconds}
             state |= {"dtype": self.machine.dtype_name, "muon_dtype": self.machine.muon_dtype_name}
             state |= {k: self.info[k] for k in ("config", "parameters", "data", "commit")}
-            write_atomically(path, lambda f: torch.save(state, f))
+            size = sum(p.numel() * p.element_size() for p in self.model.parameters()) * (3 if optimizers else 1)
+            write_atomically(path, lambda f: torch.save(state, f), size)
 
     def log_step(self, loss, norm, lr_scale):
         """Log a step: its loss, given in nats, as bits per byte, and its gradient's norm. ValueError if not finite."""
@@ -313,9 +350,13 @@ class Run:
         loss, norm = machine.sum([loss.item()])[0] / machine.world, norm.item()
         if not (math.isfinite(loss) and math.isfinite(norm)):
             self.record("failed", loss=str(loss), norm=str(norm))
-            rates = f"muon_lr is {cfg.muon_lr * lr_scale:.3g}, adam_lr {cfg.adam_lr * lr_scale:.3g}: lower them"
-            last = f"last good checkpoint: {self.last_path if self.last_path.exists() else 'none yet'}"
-            raise ValueError(f"step {step}: loss {loss}, gradient norm {norm}; {rates}; {last}")
+            way = (
+                "--resume goes on from the last good checkpoint"
+                if self.last_path.exists()
+                else "--overwrite starts anew"
+            )
+            rates = f"--muon_lr={cfg.muon_lr / 3:.2g} --adam_lr={cfg.adam_lr / 3:.2g}"
+            raise ValueError(f"step {step}: loss {loss}, gradient norm {norm}; {way}, with lower rates: {rates}")
         symbols_per_second = (step - self.logged[0]) * cfg.batch_bytes / max(1e-9, self.elapsed - self.logged[1])
         speed, peak = symbols_per_second * data.bytes_per_symbol, machine.peak_flops()
         mfu = symbols_per_second * self.model_flops / peak / machine.world if peak else None
@@ -329,14 +370,14 @@ class Run:
         self.say(f"{line} | {duration(left)} left{advice}", end="\n" if stays else "   \r")
         self.logged = (step, self.elapsed)
 
-    def log_evaluation(self, result, model):
+    def log_evaluation(self, result):
         """Print and log what bits_per_byte returned; keep the weights if they are the best so far."""
         self.record("eval", **result)
         patches = f" | {result['bytes_per_patch']:.2f} bytes/patch, {result['overflow']:.2%} of rows overflow"
-        self.say(f"val {result['bpb']:.4f} bpb on {result['bytes']:,} bytes" + patches * model.pooled)
+        self.say(f"val {result['bpb']:.4f} bpb on {result['bytes']:,} bytes" + patches * self.model.pooled)
         if result["bpb"] < self.best_bpb:
             self.best_bpb = result["bpb"]
-            self.save(self.best_path, model)
+            self.save(self.best_path)
 
     def interrupt(self):
         """Stopped by a signal. Returns the exit status."""
@@ -361,8 +402,7 @@ class Run:
 
 
 def draw_losses(log, path):
-    """A picture of training and val loss against the step. A step's loss says more about its text than about the model,
-    so that the training curve is a running mean over a twentieth of the run."""
+    """Training loss as a running mean over a twentieth of the run (a step's says more about its text), and val loss."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
@@ -375,8 +415,7 @@ def draw_losses(log, path):
     axes.plot(steps, losses, color="tab:blue", alpha=0.25, lw=1)
     axes.plot(steps, smooth, color="tab:blue", label=f"training {smooth[-1]:.3f} (running mean)")
     axes.plot(*zip(*val, strict=True), color="tab:orange", marker="o", ms=3, label=f"val {val[-1][1]:.3f}")
-    lowest = min(smooth + [bpb for _, bpb in val])
-    axes.set_ylim(lowest * 0.9, min(max(losses), lowest * 2.2))  # the first steps would flatten the rest
+    axes.set_ylim(min(smooth) * 0.9, min(max(losses), min(smooth) * 2.2))  # the first steps would flatten the rest
     axes.set(xlabel="step", ylabel="bits per byte", title=path.parent.name)
     axes.grid(alpha=0.3)
     axes.legend()
@@ -387,11 +426,12 @@ if __name__ == "__main__":
     code = 1
     try:
         code = main()
-    except (ValueError, OSError) as e:
-        time.sleep(
-            3 * (os.environ.get("RANK", "0") != "0")
-        )  # where all fail alike, torchrun stops those that wait here
-        print(f"train.py: {e}", file=sys.stderr)
+    except (ValueError, OSError, MemoryError, torch.OutOfMemoryError) as e:
+        no_room = isinstance(e, (MemoryError, torch.OutOfMemoryError))
+        # where all fail alike, torchrun stops those that wait here
+        time.sleep(3 * (os.environ.get("RANK", "0") != "0"))
+        said = "out of memory: a smaller --micro_batch needs less, with the same result" if no_room else e
+        print(f"train.py: {said}", file=sys.stderr)
     except KeyboardInterrupt:
         print("train.py: stopped at once; the newest checkpoint is whole, --resume goes on with it", file=sys.stderr)
     finally:

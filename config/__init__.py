@@ -35,7 +35,7 @@ class Config(ModelConfig):
     data_dir: str = "data"  # where datasets live
     out_dir: str = ""  # where the run goes; empty: out/ and the config file's name
     init_from: str = ""  # out folder whose best weights to start from (fine-tuning)
-    resume: bool = False  # go on from out_dir/last.pt
+    resume: Literal["", "true", "auto"] = ""  # go on from out_dir/last.pt; auto: or start, if there is none
     overwrite: bool = False  # throw away what is in out_dir
     seed: int = 1337  # of weights, data order and dropout
     # length: one of the two; the schedule follows it
@@ -82,8 +82,10 @@ class Config(ModelConfig):
             raise ValueError(f"batch_bytes={self.batch_bytes} must be at least block_size={self.block_size}")
         if self.warmup + self.decay > 1:
             raise ValueError(f"warmup={self.warmup} + decay={self.decay} must be at most 1")
-        if self.resume and (self.overwrite or self.init_from):
+        if self.resume and (self.overwrite or (self.init_from and self.resume != "auto")):
             raise ValueError("resume goes on with the run in out_dir: it excludes overwrite and init_from")
+        if self.seed >= 2**63:
+            raise ValueError(f"seed={self.seed} must be below 2**63")
 
 
 YES_NO = {"true": True, "1": True, "false": False, "0": False}
@@ -103,6 +105,8 @@ def convert(cls, key, value, where, text=False):
     want = fields[key]
     if typing.get_origin(want) is typing.Literal:
         choices = typing.get_args(want)
+        if "true" in choices and value in (*YES_NO, False, True):  # a flag that takes a word, too
+            value = "true" if YES_NO.get(value, value) else ""
         if value not in choices:
             listed = ", ".join(map(repr, choices))
             raise ValueError(f"{where}: {key}={value!r} is not one of {listed}{nearest(value, choices)}")
@@ -171,7 +175,8 @@ def read_command_line(cls, argv):
             continue
         key, equals, value = arg[2:].partition("=")
         following = argv[i] if i < len(argv) else "--"
-        if not equals and kinds.get(key) is bool and following.lower() not in YES_NO:
+        is_flag = kinds.get(key) is bool or "true" in typing.get_args(kinds.get(key))
+        if not equals and is_flag and following.lower() not in YES_NO:
             value = "true"
         elif not equals and key in kinds:
             if following.startswith("--"):
@@ -204,6 +209,8 @@ def parse(cls, argv, usage, default_file=None, either=()):
         values |= {"config": Path(file).stem, "intuition": doc}
     if given.keys() & set(either):  # of keys that exclude each other, the command line drops the file's
         values = {k: v for k, v in values.items() if k not in either}
+    if "block_size" in given and values.get("max_patches") and "max_patches" not in given:  # patches for as much text
+        values["max_patches"] = math.ceil(values["max_patches"] * given["block_size"] / values["block_size"])
     config = build(cls, values | given, where)
     config.from_command_line, config.explicit = set(given), in_file | set(given)
     return config, words

@@ -30,11 +30,11 @@ def pytest_addoption(parser):
 def write_dataset(folder, train, val):
     """train, val: bytes with EOT between documents -> folder/{train,val}.bin and meta.json."""
     folder.mkdir(parents=True)
-    meta = {"name": folder.name, "tokenizer": "bytes", "dtype": "uint8"}
+    meta = {"name": folder.name, "tokenizer": "bytes", "dtype": "uint8", "vocab_size": 256}
     for split, text in (("train", train), ("val", val)):
         (folder / f"{split}.bin").write_bytes(text)
         n = len(text) - text.count(0xFF)
-        meta[split] = {"bytes": n, "documents": 1, "sha256": hashlib.sha256(text).hexdigest()}
+        meta[split] = {"bytes": n, "symbols": len(text), "documents": 1, "sha256": hashlib.sha256(text).hexdigest()}
     (folder / "meta.json").write_text(json.dumps(meta))
 
 

@@ -287,7 +287,7 @@ def test_eval_writes_what_it_prints_and_keeps_other_figures(at_home, capsys):
         (["eval", "--text=nowhere"], "text=nowhere"),
         (["eval", "--text=odd.bin"], "byte 3 is 0xFF"),
         (["eval", "--text=empty"], "is empty"),
-        (["eval", "--out_dir=out/none"], "no checkpoint"),
+        (["eval", "--out_dir=out/none"], "no run in"),
         (["eval", "--tasks=broken", "--data=items"], r"broken.jsonl, line 1"),
         (["eval", "out/run"], "what is 'out/run'"),
         (["speed", "config/demmo.py"], "no config file"),

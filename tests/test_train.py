@@ -79,7 +79,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(small, tmp_path):
 
     def batch_and_interrupt(self, *a):
         calls.append(1)
-        if len(calls) == 13:
+        if len(calls) == 14:  # (the first looks at the patches)
             signal.raise_signal(signal.SIGTERM)
         return original(self, *a)
 
@@ -218,7 +218,7 @@ def test_init_from_starts_at_the_other_runs_weights(small, tmp_path):
     assert losses(tmp_path / "b")[1] < 6.5 < losses(tmp_path / "a")[1]
     train.main(["--resume", "--max_steps=3", f"--out_dir={tmp_path / 'b'}"])
     assert load_checkpoint(tmp_path / "b" / "last.pt")["step"] == 3
-    with pytest.raises(ValueError, match="another model"):
+    with pytest.raises(ValueError, match=r"best.pt has n_layer=2, this config 1"):
         train.main(
             [*small, "--n_layer=1", "--max_steps=1", f"--init_from={tmp_path / 'a'}", f"--out_dir={tmp_path / 'c'}"]
         )
@@ -227,7 +227,10 @@ def test_init_from_starts_at_the_other_runs_weights(small, tmp_path):
 def test_nonfinite_loss_stops_and_keeps_the_last_good_checkpoint(small, tmp_path):
     out = tmp_path / "run"
     args = [*small, "--max_steps=50", "--eval_interval=5", "--warmup=0", "--grad_clip=0", "--n_grams=0"]
-    with pytest.raises(ValueError, match=r"step \d+: loss .*gradient norm .*muon_lr .*last good checkpoint") as e:
+    with pytest.raises(
+        ValueError,
+        match=r"step \d+: loss .*gradient norm .*(--resume goes on|--overwrite starts anew).*--muon_lr=3.3e\+36",
+    ) as e:
         train.main([*args, "--muon_lr=1e37", "--adam_lr=1e37", f"--out_dir={out}"])
     assert "\n" not in str(e.value)
     assert json.loads((out / "run.json").read_text())["status"] == "failed"
@@ -261,7 +264,7 @@ def test_user_errors_are_one_line_with_the_fix(small, data_dir, tmp_path):
         for word in words:
             assert word in str(e.value), str(e.value)
     (out / "last.pt").write_bytes((out / "last.pt").read_bytes()[:1000])
-    with pytest.raises(ValueError, match="not a readable checkpoint"):
+    with pytest.raises(ValueError, match=r"last.pt cannot be used.*damaged"):
         train.main([*small, "--resume", "--max_steps=4", f"--out_dir={out}"])
     done = run("train.py", "--n_leyer=3", check=False)
     assert done.returncode == 1 and done.stderr.strip().count("\n") == 0 and "n_layer" in done.stderr

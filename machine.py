@@ -1,0 +1,91 @@
+"""The machine: on which device and in which dtype this process computes, and its place among the others."""
+
+import contextlib
+import ctypes
+import os
+import platform
+
+import torch
+import torch.distributed as dist
+
+from common import first_line
+
+
+class Machine:
+    """Where this process computes: `device`, `dtype` of matrix products, its `rank` among `world` processes.
+
+    `why` says how they were chosen. Processes that torchrun started (it sets RANK and the like) are connected here.
+    """
+
+    def __init__(self, device="auto", dtype="auto", muon_dtype="auto"):
+        self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        self.device, why_device = pick_device(device, int(os.environ.get("LOCAL_RANK", 0)))
+        self.dtype, why_dtype = pick_dtype(dtype, self.device)
+        self.muon_dtype = pick_dtype(muon_dtype, self.device)[0]
+        self.dtype_name, self.muon_dtype_name = (str(d).removeprefix("torch.") for d in (self.dtype, self.muon_dtype))
+        self.why = f"{self.device} ({why_device}), {self.dtype_name} ({why_dtype})"
+        self.autocast = torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+        cuda = self.device.type == "cuda"
+        self.name = torch.cuda.get_device_name(self.device) if cuda else f"{platform.machine()} {self.device.type}"
+        if cuda:
+            torch.cuda.set_device(self.device)
+        if self.world > 1 and not dist.is_initialized():
+            dist.init_process_group("nccl" if cuda else "gloo")
+        keep_freed_memory()
+
+    def synchronize(self):
+        """Wait for what the device still has to do, so that a clock can be read."""
+        if self.device.type in ("cuda", "mps"):
+            getattr(torch, self.device.type).synchronize()
+
+    def sum(self, numbers):
+        """Each of these numbers summed over all processes."""
+        if self.world == 1:
+            return numbers
+        total = torch.tensor(numbers, dtype=torch.float64, device=self.device)
+        dist.all_reduce(total)
+        return total.tolist()
+
+    def peak_flops(self):
+        """Dense FLOP/s by the device's data sheet in bfloat16, or None."""
+        peaks = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12, "3090": 71e12}
+        peak = next((peak for name, peak in peaks.items() if name in self.name), None)
+        return peak if self.dtype == torch.bfloat16 else None
+
+
+def pick_device(name="auto", local_rank=0):
+    """-> (device, why)."""
+    why = "as requested"
+    if name == "auto":
+        there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+        name = next(name for name, is_there in there.items() if is_there)
+        why = {"cuda": "a CUDA device is there", "mps": "an Apple GPU is there", "cpu": "no GPU found"}[name]
+    try:
+        device = torch.device(f"cuda:{local_rank}" if name == "cuda" else name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as e:
+        raise ValueError(f"device={name!r} cannot be used: {first_line(e)}") from None
+    return device, why
+
+
+def pick_dtype(name, device):
+    """-> (dtype of matrix products, why). It follows from what the hardware says it has, never from a timing: the same
+    command must train the same model, however busy the machine is."""
+    if name != "auto":
+        return getattr(torch, name), "as requested"
+    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.bfloat16, "native"
+    if device.type == "cpu" and torch.cpu._is_amx_tile_supported():
+        return torch.bfloat16, "the CPU has AMX"
+    if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported():
+        return torch.bfloat16, "the CPU has AVX512-BF16"
+    return torch.float32, "no native bfloat16"
+
+
+def keep_freed_memory():
+    """Ask glibc to keep freed memory and not hand it back: fresh pages cost an eager CPU step up to half its time."""
+    with contextlib.suppress(OSError, AttributeError):  # where there is no glibc
+        libc = ctypes.CDLL("libc.so.6")
+        if not libc.mallopt(-3, 1 << 30):  # M_MMAP_THRESHOLD: up to 1 GiB comes from the heap
+            libc.mallopt(-3, 32 << 20)  # (as much as an older glibc allows)
+        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the heap is not trimmed
