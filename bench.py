@@ -171,7 +171,7 @@ def speed(options, paths):
     configs = [build(Config, load_file(Config, p)[0], p) for p in paths]
     text, source = some_text(options.text), options.text or "the standard library"
     arms = [{"config": Path(path).stem, "rounds": []} for path in paths]
-    with tqdm(total=options.rounds * len(arms), desc="measuring", unit="run", disable=None) as bar:
+    with tqdm(total=options.rounds * len(arms), desc="measuring", unit="run") as bar:
         for i in [(r + i) % len(arms) for r in range(options.rounds) for i in range(len(arms))]:  # taking turns
             bar.set_postfix_str(arms[i]["config"])
             with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
@@ -414,6 +414,8 @@ def evaluate(options):
                 if named:
                     raise ValueError(f"{task}: {e}") from None
                 print(f"{task}: left out: {e}", file=sys.stderr)
+                if task != "val" and not options.data:
+                    break  # the Hub would not answer for the others either
             write_json(out / "eval.json", result)  # a long evaluation that is stopped keeps what it has
     write_json(out / "eval.json", result)
     if options.json:

@@ -242,7 +242,7 @@ def points(ax, race):
         bar = {"yerr": [[bpb - min(values)], [max(values) - bpb]], "capsize": 3} if len(values) > 1 else {}
         ax.errorbar(x, bpb, fmt=marker, ms=6, color=color, label=None if kind in shown else kind, **bar)
         shown.add(kind)
-        names.append((x, bpb, f"{group[0]['name']} {bpb:.3f}", ink))
+        names.append((x, bpb, f"{group[0]['name']}{' (yours)' * group[0]['mine']} {bpb:.3f}", ink))
     ax.legend(fontsize=8)
     return names
 
@@ -292,7 +292,7 @@ def main(argv=None):
     folder, runs = Path("results" if publish else "out"), read_runs(publish)
     shown = [run for run in runs if publish or run["mine"]]
     if not shown:
-        raise ValueError(f"no runs in {folder}/ yet: python train.py makes one in out/, bench.py eval scores it")
+        raise ValueError(f"no runs in {folder}/ yet: `python train.py` makes the first one in out/")
     found = [d for d in datasets(runs) if publish or any(group[0]["mine"] for group in d[2])]
     write_page(runs, found, folder / "RUNS.md")
     print(

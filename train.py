@@ -20,6 +20,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -407,15 +408,14 @@ def draw_losses(log, path):
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
-    train, val = ([(e["step"], e["bpb"]) for e in log if e["event"] == event] for event in ("train", "eval"))
-    steps, losses = zip(*train, strict=True)
+    points = ([(e["step"], e["bpb"]) for e in log if e["event"] == event] for event in ("train", "eval"))
+    train, val = map(np.array, points)
     n = max(1, len(train) // 20)
-    windows = [losses[max(0, i - n + 1) : i + 1] for i in range(len(losses))]
-    smooth = [sum(window) / len(window) for window in windows]
-    axes.plot(steps, losses, color="tab:blue", alpha=0.25, lw=1)
-    axes.plot(steps, smooth, color="tab:blue", label=f"training {smooth[-1]:.3f} (running mean)")
-    axes.plot(*zip(*val, strict=True), color="tab:orange", marker="o", ms=3, label=f"val {val[-1][1]:.3f}")
-    axes.set_ylim(min(smooth) * 0.9, min(max(losses), min(smooth) * 2.2))  # the first steps would flatten the rest
+    smooth = [train[max(0, i - n + 1) : i + 1, 1].mean() for i in range(len(train))]
+    axes.plot(train[:, 0], train[:, 1], color="tab:blue", alpha=0.25, lw=1)
+    axes.plot(train[:, 0], smooth, color="tab:blue", label=f"training {smooth[-1]:.3f} (running mean)")
+    axes.plot(val[:, 0], val[:, 1], color="tab:orange", marker="o", ms=3, label=f"sample of val {val[-1, 1]:.3f}")
+    axes.set_ylim(min(*smooth, *val[:, 1]) * 0.9, max(1.1 * max(val[:, 1]), 2 * min(smooth)))  # (not the first steps)
     axes.set(xlabel="step", ylabel="bits per byte", title=path.parent.name)
     axes.grid(alpha=0.3)
     axes.legend()

@@ -38,13 +38,13 @@ shorten() { # a command as it stands in the README -> what is run here
 awk '/^```python/ {code = "python -c '\''"; next} /^```/ && code {print code "'\''"; code = ""; next}
      /^```/ {commands = !commands; next}
      code {code = code $0 "\\n"; next} commands && /^(python|torchrun|make|pip|\. )/' README.md > commands.txt
-[ "$(wc -l < commands.txt)" -gt 25 ]
+left_out=0
 while read -r line; do
   command=$(shorten <<< "$line")
   echo "$ $line"
   case $line in "python -c"*) command=$(printf '%b' "$line") ;; esac
-  [ "$command" = "$line" ] || echo "  as: $command"
+  case $command in ": "*) left_out=$((left_out + 1)); echo "  left out"; continue ;; "$line") ;; *) echo "  as: $command" ;; esac
   bash -c "$command" < /dev/null > last.txt 2>&1 || { tail -n 20 last.txt; echo "README: failed: $line"; exit 1; }
   tail -n 1 last.txt | cut -c 1-150
 done < commands.txt
-echo "README: every command works"
+echo "README: of $(wc -l < commands.txt) commands $left_out were left out, the others work"

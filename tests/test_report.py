@@ -153,7 +153,7 @@ def test_names_stand_in_the_picture_and_apart_from_each_other():
 
 
 def test_what_is_running_is_told_from_its_heartbeat(home, capsys):
-    with pytest.raises(ValueError, match=r"no runs in out/ yet: python train.py"):
+    with pytest.raises(ValueError, match=r"no runs in out/ yet: .python train.py"):
         report.main([])
     with pytest.raises(ValueError, match=r"what is '--puplish'"):
         report.main(["--puplish"])
