@@ -26,8 +26,7 @@ import sys
 import sysconfig
 import time
 from collections import defaultdict, namedtuple
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -69,8 +68,8 @@ class BenchConfig:
 
     def __post_init__(self):
         for key, low in (("rounds", 1), ("seconds", 0), ("limit", 0), ("stride", 0), ("seed", 0)):
-            if not getattr(self, key) >= low:
-                raise ValueError(f"{key}={getattr(self, key)} must be at least {low}")
+            if not low <= getattr(self, key) < 2**63:
+                raise ValueError(f"{key}={getattr(self, key)} must be at least {low} and below 2**63")
 
 
 HUB_TASKS = ("blimp", "arc_easy", "hellaswag", "winogrande", "mmlu")
@@ -177,7 +176,7 @@ def speed(options, paths):
             with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
                 try:
                     arms[i]["rounds"].append(process.submit(measure_speed, configs[i], options, text).result())
-                except (BrokenProcessPool, torch.OutOfMemoryError):
+                except (BrokenExecutor, torch.OutOfMemoryError):
                     reason = "its process died; if for want of memory, give its micro_batch a lower value"
                     raise ValueError(f"{paths[i]}: {reason}") from None
             bar.update()
@@ -268,7 +267,7 @@ def local_items(path):
                 partial = "context_options" in d
                 choices = d["context_options" if partial else "choices"]
                 rest = d["continuation" if partial else "context"]
-                assert isinstance(choices, list) and len(choices) > 1, "fewer than two choices"
+                assert isinstance(choices, list) and choices, "no choices"
                 assert all(isinstance(s, str) for s in (*choices, rest)), "context and choices must be text"
                 assert all(choices) and (rest or not partial), "an empty choice"
                 assert type(d["answer"]) is int and 0 <= d["answer"] < len(choices), f"answer={d['answer']!r}"
@@ -287,8 +286,7 @@ def pairs(item):
     return [(item["context"].encode(), c.encode()) for c in item["choices"]]
 
 
-# An item to be scored: its place in the list; of each choice its symbols after EOT and where the continuation starts;
-# how many symbols all choices have in common
+# An item: its place in the list; of each choice its symbols after EOT and where the continuation starts; what all share
 Work = namedtuple("Work", "number rows starts common")
 
 
@@ -343,8 +341,11 @@ def score_batch(model, batch):
     return [[next(scores) for _ in w.rows] for w in batch]
 
 
-def grade(item, logp):
-    """{metric: 1 if the item's answer scores highest, else 0}; choices that score the same share the point."""
+def grade(item, scores):
+    """{metric: 1 if the answer scores highest, else 0}; ties share the point; one choice (LAMBADA) must be greedy."""
+    logp = [nats for nats, _ in scores]
+    if len(logp) == 1:
+        return {"acc": float(scores[0][1]), "logp": logp[0]}
     values = {"acc": logp}
     if item.get("context") and "choices" in item:  # not for whole sentences, nor for one continuation
         texts = [c.removeprefix(" ") for c in item["choices"]]
@@ -356,7 +357,7 @@ def grade(item, logp):
 
 def summary(items, grades):
     """Mean of each metric, its standard error, chance, and acc by group."""
-    found = {"n": len(items), "chance": statistics.fmean(1 / len(pairs(i)) for i in items)}
+    found = {"n": len(items), "chance": statistics.fmean(1 / n if n > 1 else 0 for n in map(len, map(pairs, items)))}
     for metric in [m for m in grades[0] if all(m in g for g in grades)]:
         values = [g[metric] for g in grades]
         error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
@@ -379,7 +380,7 @@ def benchmark(model, task, items, options):
     choices = [pairs(item) for item in work]
     with tqdm(total=sum(map(len, choices)), desc=task, unit=" choices", disable=None) as bar:
         scores = score(model, choices, bar.update)
-    found = summary(work, [grade(item, [nats for nats, _ in v]) for item, v in zip(work, scores, strict=True)])
+    found = summary(work, [grade(item, v) for item, v in zip(work, scores, strict=True)])
     return found | {"of": len(items), "limit_seed": options.seed, "seconds": round(time.perf_counter() - start, 1)}
 
 

@@ -120,7 +120,13 @@ def load_checkpoint(path, device="cpu"):
             why = "its weights are not finite"
             if all(w.isfinite().all() for w in checkpoint["model"].values()):
                 return checkpoint
-    raise ValueError(f"{path} cannot be used: {why}")
+    best = Path(path).with_name("best.pt")
+    rest = (
+        f"; {best} is left: --init_from={best.parent} starts from it"
+        if Path(path).name == "last.pt" and best.exists()
+        else ""
+    )
+    raise ValueError(f"{path} cannot be used: {why}{rest}")
 
 
 def known_values(config, cls, path):
@@ -139,7 +145,7 @@ def load_model(path, device="cpu"):
     try:
         model = STLM(ModelConfig(**known_values(checkpoint["config"], ModelConfig, path)))
         model.load_state_dict(checkpoint["model"])
-    except (RuntimeError, TypeError, AttributeError) as e:
+    except (RuntimeError, TypeError, AttributeError, ValueError) as e:
         raise ValueError(f"{path} cannot be used: its weights and its config do not fit ({first_line(e)})") from None
     return model.to(device).eval(), checkpoint
 

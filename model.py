@@ -74,8 +74,8 @@ class ModelConfig:
         may_be_zero = ("max_patches", "n_local_enc", "n_local_dec", "n_grams", "n_match")
         for key in (f.name for f in dataclasses.fields(ModelConfig) if f.type is int):
             value, lowest = getattr(self, key), 0 if key in may_be_zero else 1
-            if value < lowest:
-                raise ValueError(f"{key}={value} must be at least {lowest}")
+            if value < lowest or (key == "n_match" and value > 16):
+                raise ValueError(f"{key}={value} must be at least {lowest}" + " and at most 16" * (key == "n_match"))
         if self.n_embd % (2 * self.n_head):
             raise ValueError(f"n_embd={self.n_embd} must be a multiple of 2 * n_head={2 * self.n_head} (rotary pairs)")
         if self.tokenizer == "gpt2" and self.pooling != "none":
@@ -569,7 +569,7 @@ def rows_of(state, rows):
 
 def sample(logits, temperature=1.0, top_k=0, top_p=1.0, generator=None):
     """Draw a symbol for each row of logits (B, V). Returns a list of ints."""
-    if temperature == 0:
+    if temperature < 1e-6:  # (dividing by less would overflow)
         return logits.argmax(dim=1).tolist()
     logits = logits.double()
     p = F.softmax((logits - logits.amax(dim=1, keepdim=True)) / temperature, dim=1)

@@ -47,6 +47,8 @@ class SampleConfig:
         for key in ("max_new_bytes", "temperature", "top_k", "seed"):
             if not getattr(self, key) >= 0:  # (nan is not)
                 raise ValueError(f"{key}={getattr(self, key)} must not be negative")
+        if self.seed >= 2**63:
+            raise ValueError(f"seed={self.seed} must be below 2**63")
         if self.num_samples < 1:
             raise ValueError(f"num_samples={self.num_samples} must be at least 1")
         if not 0 < self.top_p <= 1:

@@ -75,9 +75,12 @@ class Source:
                 kind = "in caches"
             elif not place.is_relative_to(root.resolve()):
                 kind = "reached by links that leave the folder"
-            elif suffix_of(path) not in ROWS and not is_text(path, self.cfg.errors):
-                kind = f"not UTF-8 text ({path.suffix or path.name})"
-            elif place not in known:
+            elif suffix_of(path) in ROWS:
+                has = has_column(path, self.column, self.cfg.errors)
+                kind = "" if has else f"tables without a column {self.column!r} ({path.suffix})"
+            elif not is_text(path, self.cfg.errors):
+                kind = f"not UTF-8 text ({path.suffix or 'no suffix'})"
+            if not kind and place not in known:
                 self.files.append(path)
             known.add(place)
             self.left_out[kind] += bool(kind)
@@ -215,6 +218,15 @@ def parquet_rows(path, column, errors):
             n += len(batch)
 
 
+def has_column(path, column, errors):
+    """Whether a table in a folder is meant: not every .json or .csv of a project holds documents."""
+    try:
+        row = next(ROWS[suffix_of(path)](path, column, errors), (None, {column: ""}))[1]
+    except ValueError as e:
+        row = e
+    return column in row if isinstance(row, dict) else suffix_of(path) in (".jsonl", ".parquet")
+
+
 ROWS = {".jsonl": json_rows, ".json": json_rows, ".csv": csv_rows, ".parquet": parquet_rows}  # a document per row
 GZIP = b"\x1f\x8b"
 NOT_TEXT = {b"PK\3\4": "a zip archive", b"\x28\xb5\x2f\xfd": "packed by zstd", b"BZh": "packed by bzip2"}
@@ -270,8 +282,8 @@ def read_text(path, errors):
 
 
 def is_text(path, errors):
-    """Whether the file begins like text: a million bytes of UTF-8 without a NUL."""
+    """Whether the file begins like text: two million bytes of UTF-8 without a NUL."""
     try:
-        return b"\0" not in next(read_text(path, errors), b"")
+        return not any(b"\0" in piece for piece in itertools.islice(read_text(path, errors), 2))
     except ValueError:
         return False

@@ -426,12 +426,12 @@ if __name__ == "__main__":
     code = 1
     try:
         code = main()
-    except (ValueError, OSError, MemoryError, torch.OutOfMemoryError) as e:
-        no_room = isinstance(e, (MemoryError, torch.OutOfMemoryError))
-        # where all fail alike, torchrun stops those that wait here
-        time.sleep(3 * (os.environ.get("RANK", "0") != "0"))
-        said = "out of memory: a smaller --micro_batch needs less, with the same result" if no_room else e
-        print(f"train.py: {said}", file=sys.stderr)
+    except (ValueError, OSError, MemoryError, RuntimeError) as e:
+        full = isinstance(e, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(e)
+        if isinstance(e, RuntimeError) and not full:
+            raise
+        time.sleep(3 * (os.environ.get("RANK", "0") != "0"))  # where all fail alike, torchrun stops those that wait
+        print(f"train.py: {'out of memory: halve --micro_batch' if full else e}", file=sys.stderr)
     except KeyboardInterrupt:
         print("train.py: stopped at once; the newest checkpoint is whole, --resume goes on with it", file=sys.stderr)
     finally:

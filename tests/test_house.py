@@ -24,11 +24,11 @@ HOUSE = {
     "optim.py": (132, "model"),
     "train.py": (440, "model config common machine data optim prepare"),
     "sample.py": (140, "model config common machine data"),
-    "sources.py": (280, "common"),
+    "sources.py": (290, "common"),
     "prepare.py": (320, "model config common data sources"),
     "bench.py": (495, "model config common machine data optim"),
     "report.py": (308, "config common"),
-    "harness.py": (70, "bench common machine data"),
+    "harness.py": (77, "bench common machine data"),
 }
 
 

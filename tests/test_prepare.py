@@ -247,6 +247,249 @@ def test_the_default_needs_neither_network_nor_datasets(tmp_path):
     assert "kept; --overwrite" in run("prepare.py", cwd=tmp_path).stdout
 
 
+# --- text goes in as it is -----------------------------------------------------------------------------------------
+
+
+def write_csv(path, cells, column="text"):
+    with open(path, "w", newline="", encoding="utf-8") as f:
+        csv.writer(f).writerows([["n", column], *enumerate(cells)])
+    return path
+
+
+AS_IT_IS = [
+    "007",
+    "1.10",
+    "0",
+    "False",
+    "3" * 31,
+    "2024-01-02",
+    "1e5",
+    "+3",
+    " a ",
+    "NaN",
+    "-0",
+    "0x1F",
+    "1_000",
+    "null",
+]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "json", "parquet"])
+def test_cells_are_neither_read_as_numbers_nor_trimmed(tmp_path, suffix):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path, cells = tmp_path / f"a.{suffix}", [*AS_IT_IS, *articles(20)]
+    if suffix == "csv":
+        write_csv(path, cells)
+    elif suffix == "jsonl":
+        write_jsonl(path, cells)
+    elif suffix == "json":
+        path.write_text(json.dumps([{"text": c} for c in cells], indent=1), encoding="utf-8")
+    else:
+        pq.write_table(pa.table({"text": cells}), path)
+    train, val, _ = make(tmp_path, path)
+    assert sorted(train + val) == sorted(c.encode() for c in cells)
+
+
+def test_columns_of_bytes_are_text_and_others_are_named(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    documents = articles(30)
+    pq.write_table(pa.table({"text": [d.encode() for d in documents]}), tmp_path / "bytes.parquet")
+    train, val, _ = make(tmp_path, tmp_path / "bytes.parquet")
+    assert sorted(train + val) == sorted(d.encode() for d in documents)
+    odd = {"list": [["a"]] * 30, "int": [3] * 30, "float": [0.5] * 30, "dict": [{"a": 1}] * 30, "bool": [True] * 30}
+    for kind, column in odd.items():
+        pq.write_table(pa.table({"text": column}), tmp_path / "odd.parquet")
+        with pytest.raises(ValueError, match=rf"odd.parquet, row 1: column 'text' holds {kind}, not text"):
+            make(tmp_path, tmp_path / "odd.parquet")
+        (tmp_path / "odd.jsonl").write_text("".join(json.dumps({"text": v}) + "\n" for v in column))
+        with pytest.raises(ValueError, match=rf"odd.jsonl, line 1: column 'text' holds {kind}, not text"):
+            make(tmp_path, tmp_path / "odd.jsonl")
+    pq.write_table(pa.table({"text": documents}), tmp_path / "shard-1.parquet")
+    pq.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / "shard-0.parquet")
+    pq.write_table(pa.table({}), tmp_path / "shard-2.parquet")
+    assert make(tmp_path, tmp_path / "shard-*.parquet")[0] == train, "empty shards add nothing and stop nothing"
+
+
+BAD_ROWS = {
+    "a.jsonl": (b'{"text": "x\\ud800y"}', "line 31", "x\ufffdy"),
+    "half.jsonl": (b'{"text": "half a li', "line 31", None),
+    "latin.jsonl": (b'{"text": "caf\xe9"}', "line 31", "caf\ufffd"),
+    "number.jsonl": (b"17", "line 31", None),
+    "column.jsonl": (b'{"txt": "x"}', "line 31", None),
+    "cells.csv": (b"1,2,3", "line 32", None),
+    "quote.csv": (b'30,"a quote "inside" it', "line 3", None),
+    "latin.csv": (b"30,caf\xe9", "line 32", "caf\ufffd"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_ROWS)
+def test_a_bad_row_is_named_by_line_and_errors_replace_goes_on(tmp_path, name, capsys):
+    bad, where, instead = BAD_ROWS[name]
+    documents = [f"document {i}" for i in range(30)]
+    path = tmp_path / name
+    write_jsonl(path, documents) if name.endswith("jsonl") else write_csv(path, documents)
+    rest = b'{"text": "and on"}' if name.endswith("jsonl") else b"31,and on"
+    path.write_bytes(path.read_bytes() + bad + b"\n" + rest + b"\n")
+    with pytest.raises(ValueError, match=rf"{name}, {where}") as e:
+        make(tmp_path, path)
+    assert "--errors=replace" in str(e.value) and "\n" not in str(e.value)
+    train, val, _ = make(tmp_path, path, "--errors=replace")
+    found = [d.decode() for d in train + val]
+    assert set(documents) <= set(found)
+    if name != "quote.csv":  # (an open quote swallows what follows)
+        assert "and on" in found
+    assert instead in found if instead else "left out: 1 broken rows" in capsys.readouterr().out
+
+
+def test_columns_in_place_of_rows_are_refused(tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps({"text": ["a", "b"], "n": [1, 2]}))
+    with pytest.raises(ValueError, match=r"a.json, line 1: column 'text' holds list"):
+        make(tmp_path, tmp_path / "a.json")
+
+
+def test_a_folder_gives_what_a_person_would_call_its_text(tmp_path, capsys):
+    folder, documents = tmp_path / "project", articles(30)
+    folder.mkdir()
+    for i, document in enumerate(documents):
+        place = folder / ("src" if i % 2 else "docs") / f"{i:03}.{'py' if i % 2 else 'txt'}"
+        place.parent.mkdir(exist_ok=True)
+        place.write_bytes(document.encode())
+    for name in (".git/config", ".ssh/id_rsa", ".env", "src/.ipynb_checkpoints/a.txt", "src/__pycache__/a.py"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("not for training")
+    (folder / "logo.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0binary")
+    (folder / "latin.txt").write_bytes("caf\xe9".encode("latin-1"))
+    (folder / "data.zip").write_bytes(b"PK\3\4rest")
+    (folder / "package.json").write_text(json.dumps({"name": "x", "version": 1}, indent=1))
+    (folder / "figures.csv").write_text("n,figure\n1,2.5\n")
+    (tmp_path / "secret.txt").write_text("not for training")
+    (folder / "link.txt").symlink_to(tmp_path / "secret.txt")
+    (folder / "again.txt").symlink_to(folder / "docs" / "000.txt")
+    train, val, _ = make(tmp_path, folder)
+    assert sorted(train + val) == sorted(d.encode() for d in documents)
+    said = capsys.readouterr().out
+    assert "4 hidden" in said and "1 in caches" in said and "1 reached by links that leave the folder" in said
+    assert "1 tables without a column 'text' (.json)" in said and "1 tables without a column 'text' (.csv)" in said
+    assert "1 not UTF-8 text (.png)" in said and "1 not UTF-8 text (.zip)" in said
+    assert make(tmp_path, f"{folder}/**/*")[:2] == (train, val), "folder and glob agree"
+    train, val, _ = make(tmp_path, folder, "--errors=replace")
+    assert "caf\ufffd".encode() in train + val
+    for name in ("only", "only/.hidden"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "only/.hidden/a.txt").write_text("text")
+    with pytest.raises(ValueError, match=r"no text in .*left out: 1 hidden"):
+        make(tmp_path, tmp_path / "only")
+
+
+def test_packed_text_is_unpacked_or_named_for_what_it_is(tmp_path):
+    import gzip
+
+    documents = articles(30)
+    write_jsonl(tmp_path / "a.jsonl", documents)
+    expected = make(tmp_path, tmp_path / "a.jsonl")[:2]
+    raw = (tmp_path / "a.jsonl").read_bytes()
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(raw))
+    assert make(tmp_path, tmp_path / "b.jsonl.gz")[:2] == expected
+    (tmp_path / "c.txt.gz").write_bytes(gzip.compress(b"text " * 100))
+    train, val, _ = make(tmp_path, tmp_path / "c.txt.gz")
+    assert train[0] + val[0] == b"text " * 100
+    kinds = {"zip": b"PK\3\4", "zstd": b"\x28\xb5\x2f\xfd", "UTF-16": "text".encode("utf-16"), "PDF": b"%PDF-1.4"}
+    for what, content in kinds.items():
+        for name in ("d.txt", "d.jsonl", "d.csv"):
+            (tmp_path / name).write_bytes(content * 9)
+            with pytest.raises(ValueError, match=what) as e:
+                make(tmp_path, tmp_path / name)
+            assert "--errors" not in str(e.value) and "\n" not in str(e.value)
+    for name in ("e.jsonl.gz", "e.txt.gz"):
+        (tmp_path / name).write_bytes(gzip.compress(raw)[:-20])
+        with pytest.raises(ValueError, match=rf"{name} cannot be read"):
+            make(tmp_path, tmp_path / name)
+
+
+def test_the_same_name_for_other_text_is_an_error(tmp_path, capsys):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.txt").write_text(f"text {name} " * 100)
+    ask = lambda *args: prepare.main([*map(str, args), "--name=x", f"--data_dir={tmp_path / 'data'}"])  # noqa: E731
+    ask(tmp_path / "a.txt")
+    ask(tmp_path / "a.txt")
+    assert "kept; --overwrite" in capsys.readouterr().out
+    for other in (
+        [tmp_path / "b.txt"],
+        [tmp_path / "a.txt", "--max_bytes=99"],
+        [tmp_path / "a.txt", "--val_fraction=0.5"],
+    ):
+        with pytest.raises(ValueError, match=r"is there already, with (sources|max_bytes|val_fraction)=.*--overwrite"):
+            ask(*other)
+
+
+def test_too_little_text_says_so_and_its_advice_works(tmp_path, capsys, monkeypatch):
+    import shlex
+
+    import train
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").write_text("A poem. " * 30)
+    prepare.main(["a.txt"])
+    said = capsys.readouterr().out
+    assert "fewer than config/demo.py reads at once, 512" in said
+    command = shlex.split(said.splitlines()[-1].partition("train.py")[2])
+    train.main([*command, "--max_steps=1", "--device=cpu", "--out_dir=run"])
+
+
+def test_two_at_once(tmp_path):
+    from common import lock
+
+    (tmp_path / "a.txt").write_text("text " * 100)
+    work = tmp_path / "data" / ".a.tmp"
+    with lock(tmp_path / "data" / ".a.lock", ""):
+        work.mkdir()
+        with pytest.raises(ValueError, match="being prepared by another process"):
+            prepare.main([str(tmp_path / "a.txt"), f"--data_dir={tmp_path / 'data'}"])
+        assert work.exists(), "its work is not swept away"
+    prepare.main([str(tmp_path / "a.txt"), f"--data_dir={tmp_path / 'data'}"])
+    assert [p.name for p in (tmp_path / "data").iterdir()] == ["a"]
+
+
+def test_a_url_is_read_whole_or_not_at_all(tmp_path, capsys):
+    import http.server
+    import threading
+
+    documents = articles(40)
+    write_jsonl(tmp_path / "a.jsonl", documents)
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args):
+            super().__init__(*args, directory=str(tmp_path))
+
+        def do_GET(self):
+            if "cut" not in self.path:
+                return super().do_GET()
+            self.send_response(200)
+            self.send_header("Content-Length", "5000")
+            self.end_headers()
+            self.wfile.write(b"text " * 100)
+
+        def log_message(self, *args):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    base = f"http://127.0.0.1:{server.server_port}"
+    train, val, meta = make(tmp_path, f"{base}/a.jsonl")
+    assert sorted(train + val) == sorted(d.encode() for d in documents) and meta["sources"] == [f"{base}/a.jsonl"]
+    assert "unknown size" in capsys.readouterr().out
+    for bad in (f"{base}/cut.txt", f"{base}/absent.txt"):
+        with pytest.raises(ValueError, match=rf"{bad} cannot be reached") as e:
+            make(tmp_path, bad, name="e")
+        assert "\n" not in str(e.value)
+    assert [p.name for p in (tmp_path / "data").iterdir()] == ["d"]
+    server.shutdown()
+
+
 # --- what goes wrong ----------------------------------------------------------------------------------------------
 
 BAD = {

@@ -1,0 +1,409 @@
+"""What is damaged, foreign, in use or half there is one line that names it; nothing false is trained or loaded."""
+
+import itertools
+import json
+import os
+import pickle
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+
+import bench
+import sample
+import train
+from common import load_checkpoint, load_model, load_run, lock, read_log
+from config import Config
+from data import Data
+
+
+@pytest.fixture(scope="module")
+def trained(data_dir, tmp_path_factory):
+    from conftest import SMALL
+
+    out = tmp_path_factory.mktemp("damage") / "run"
+    train.main([*SMALL, f"--data_dir={data_dir}", "--max_steps=6", "--eval_interval=3", f"--out_dir={out}"])
+    return out
+
+
+@pytest.fixture
+def run_folder(trained, tmp_path):
+    return shutil.copytree(trained, tmp_path / "run")
+
+
+# --- checkpoints -----------------------------------------------------------------------------------------------------
+
+
+class Evil:
+    def __reduce__(self):
+        return os.system, ("touch owned",)
+
+
+def evil_files(path):
+    """Six kinds of checkpoint that would run code if they were unpickled as Python objects."""
+    good = torch.load(path, weights_only=True)
+    torch.save(Evil(), path.with_name("bare.pt"))
+    torch.save(good | {"model": Evil()}, path.with_name("model.pt"))
+    torch.save(good | {"config": {"n_layer": Evil()}}, path.with_name("config.pt"))
+    torch.save(good | {"more": [Evil()]}, path.with_name("more.pt"))
+    torch.save(good | {"model": Evil()}, path.with_name("legacy.pt"), _use_new_zipfile_serialization=False)
+    path.with_name("pickle.pt").write_bytes(pickle.dumps({"model": Evil()}))
+    return [path.with_name(f"{name}.pt") for name in ("bare", "model", "config", "more", "legacy", "pickle")]
+
+
+def test_a_checkpoint_never_runs_code(run_folder, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for path in evil_files(run_folder / "last.pt"):
+        with pytest.raises(ValueError, match=rf"{path.name} cannot be used") as e:
+            load_checkpoint(path)
+        assert "\n" not in str(e.value) and "weights_only" not in str(e.value)
+    assert not (tmp_path / "owned").exists()
+
+
+def test_foreign_and_broken_checkpoints_are_one_line(run_folder):
+    path = run_folder / "last.pt"
+    raw, good = path.read_bytes(), torch.load(path, weights_only=True)
+
+    def saved(**changes):
+        torch.save(good | changes, path)
+        return path.read_bytes()
+
+    nan = {k: v * np.nan if k == "embed.weight" else v for k, v in good["model"].items()}
+    shape = good["model"] | {"embed.weight": torch.zeros(3, 3)}
+    kinds = {
+        "html": b"<!DOCTYPE html><html>404</html>",
+        "empty": b"",
+        "cut": raw[: len(raw) // 2],
+        "nan": saved(model=nan),
+        "shape": saved(model=shape),
+        "config": saved(config=good["config"] | {"n_head": 7}),
+        "type": saved(config=good["config"] | {"n_layer": "two"}),
+        "words": saved(config=good["config"] | {"n_words": 2}),
+        "other": saved(model=[1, 2]) and saved(model={}, config=3),
+        "list": torch.save([1, 2], path) or path.read_bytes(),
+    }
+    for kind, content in kinds.items():
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"last.pt") as e:
+            load_model(path)
+        assert "\n" not in str(e.value) and "weights_only" not in str(e.value), kind
+
+
+def test_a_flipped_bit_is_seen_or_changes_nothing(run_folder):
+    path, rng = run_folder / "last.pt", random.Random(0)
+    raw, good = bytearray(path.read_bytes()), load_checkpoint(path)
+    seen = 0
+    for _ in range(40):
+        place = rng.randrange(8 * len(raw))
+        raw[place // 8] ^= 1 << place % 8
+        path.write_bytes(raw)
+        try:
+            found = load_checkpoint(path)
+            assert all(torch.equal(found["model"][k], v) for k, v in good["model"].items())
+            assert found["config"] == good["config"] and found["step"] == good["step"]
+        except ValueError as e:
+            seen += "last.pt cannot be used" in str(e)
+        raw[place // 8] ^= 1 << place % 8
+    assert seen > 30
+
+
+def test_what_is_left_of_a_run_is_used_and_said(run_folder, capsys):
+    (run_folder / "best.pt").write_bytes(b"broken")
+    _, checkpoint, path = load_run(run_folder, "best")
+    assert path.name == "last.pt" and checkpoint["step"] == 6
+    assert "best.pt cannot be used" in (said := capsys.readouterr().err) and "last.pt is used instead" in said
+    sample.main([f"--out_dir={run_folder}", "--max_new_bytes=5", "--device=cpu"])
+    train.main([f"--out_dir={run_folder}", "--resume", "--max_steps=7"])  # a broken best.pt does not matter
+    (run_folder / "last.pt").write_bytes(b"broken")
+    with pytest.raises(ValueError, match=r"last.pt cannot be used.*best.pt is left: --init_from"):
+        train.main([f"--out_dir={run_folder}", "--resume", "--max_steps=9"])
+
+
+# --- datasets --------------------------------------------------------------------------------------------------------
+
+
+def damage(folder, kind):
+    meta = json.loads((folder / "meta.json").read_text())
+    bin = folder / "train.bin"
+    if kind == "cut":
+        bin.write_bytes(bin.read_bytes()[:900])
+    elif kind == "longer":
+        bin.write_bytes(bin.read_bytes() + b"x")
+    elif kind == "absent":
+        (folder / "val.bin").unlink()
+    elif kind == "json":
+        (folder / "meta.json").write_text('{"tokenizer": ')
+    elif kind == "html":
+        (folder / "meta.json").write_text("<html>")
+    elif kind == "list":
+        (folder / "meta.json").write_text("[]")
+    else:
+        keys, value = kind
+        place = meta
+        for key in keys[:-1]:
+            place = place[key]
+        if value is None:
+            del place[keys[-1]]
+        else:
+            place[keys[-1]] = value
+        (folder / "meta.json").write_text(json.dumps(meta))
+
+
+KINDS = ["cut", "longer", "absent", "json", "html", "list", (("dtype",), "object"), (("dtype",), "float64")]
+KINDS += [(("dtype",), None), (("tokenizer",), "spaces"), (("train", "symbols"), None), (("train", "symbols"), -5)]
+KINDS += [(("val", "bytes"), 0), (("val", "sha256"), None), (("vocab_size",), "many"), (("train",), 7)]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_a_damaged_dataset_trains_nothing(data_dir, small, tmp_path, kind):
+    shutil.copytree(data_dir / "words", tmp_path / "data" / "words")
+    damage(tmp_path / "data" / "words", kind)
+    with pytest.raises(ValueError, match=r"words.(meta.json|train.bin|val.bin)|no dataset") as e:
+        train.main([*small, f"--data_dir={tmp_path / 'data'}", "--max_steps=1", f"--out_dir={tmp_path / 'run'}"])
+    assert "\n" not in str(e.value) and not (tmp_path / "run").exists()
+
+
+def test_one_changed_byte_is_seen_on_resume_and_in_eval(data_dir, run_folder, tmp_path):
+    folder = shutil.copytree(data_dir, tmp_path / "data")
+    for split in ("val", "train"):
+        path = folder / "words" / f"{split}.bin"
+        raw = bytearray(path.read_bytes())
+        raw[50] ^= 1
+        path.write_bytes(raw)
+        with pytest.raises(ValueError, match=rf"{split}.bin is damaged or other text"):
+            train.main([f"--out_dir={run_folder}", "--resume", f"--data_dir={folder}", "--max_steps=8"])
+        if split == "val":
+            with pytest.raises(ValueError, match=r"val.bin is damaged"):
+                bench.main(["eval", f"--out_dir={run_folder}", f"--data_dir={folder}", "--tasks=val", "--device=cpu"])
+            raw[50] ^= 1
+            path.write_bytes(raw)
+
+
+def test_a_dataset_is_named_not_reached(data_dir, small, tmp_path):
+    for name in ("../words", str(data_dir / "words"), "words/../words", ".", "a\nb"):
+        with pytest.raises(ValueError, match="no dataset"):
+            Data(Config(dataset=name, data_dir=str(data_dir), max_steps=1), "train")
+
+
+def test_tokens_beyond_the_vocabulary_are_refused(tmp_path):
+    pytest.importorskip("tiktoken")
+    import hashlib
+
+    raw = np.array([1, 2, 299, 300, 5] * 100, dtype="<u2").tobytes()
+    (tmp_path / "t").mkdir()
+    info = {"documents": 1, "bytes": 900, "symbols": 500, "sha256": hashlib.sha256(raw).hexdigest()}
+    meta = {"tokenizer": "gpt2", "dtype": "uint16", "vocab_size": 300, "train": info, "val": info}
+    (tmp_path / "t" / "meta.json").write_text(json.dumps(meta))
+    for split in ("train", "val"):
+        (tmp_path / "t" / f"{split}.bin").write_bytes(raw)
+    cfg = Config(dataset="t", data_dir=str(tmp_path), tokenizer="gpt2", gpt2_vocab=300, pooling="none", max_steps=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("data.symbol_lengths", lambda *_: np.ones(300, dtype=np.int64))
+        with pytest.raises(ValueError, match=r"train.bin has the token 300, but its vocabulary ends at 299"):
+            Data(cfg, "train")
+
+
+# --- logs ------------------------------------------------------------------------------------------------------------
+
+
+def test_lines_that_are_no_event_are_named_and_left_out(run_folder, capsys):
+    path = run_folder / "log.jsonl"
+    lines = path.read_bytes().splitlines()
+    bad = [b"garbage}", b"\xff\xfe", b'{"a":1}', lines[1][:9] + lines[2], b"[]", b'{"event": 3, "step": 1}']
+    path.write_bytes(b"\n".join([*lines[:2], *bad, *lines[2:], b'{"event": "tra']))
+    assert len(read_log(path)) == len(lines)
+    said = capsys.readouterr().err
+    assert all(f"log.jsonl, line {n} is no event" in said for n in (3, 4, 5, 6, 7, 8, len(lines) + 7))
+    train.main([f"--out_dir={run_folder}", "--resume", "--max_steps=7"])
+    assert [e["event"] for e in read_log(path)].count("end") == 1 and "garbage" not in path.read_text()
+
+
+# --- two at once -----------------------------------------------------------------------------------------------------
+
+
+def test_a_lock_keeps_others_out_until_its_process_ends(tmp_path):
+    path = tmp_path / ".lock"
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from common import lock; from pathlib import Path\n"
+    code += f"with lock(Path({str(path)!r}), 'in use'): print('held', flush=True); sys.stdin.read()"
+    holder = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(ValueError, match="in use"), lock(path, "in use"):
+        pass
+    holder.kill()
+    holder.wait()
+    with lock(path, "in use"), pytest.raises(ValueError, match="in use"), lock(path, "in use"):
+        pass
+    assert not path.exists()
+
+
+def test_two_runs_into_one_folder_and_what_would_be_thrown_away(small, tmp_path, run_folder):
+    out = tmp_path / "new"
+    with lock(tmp_path / ".new.lock", ""), pytest.raises(ValueError, match=r"in use by another train.py"):
+        train.main([*small, "--max_steps=1", f"--out_dir={out}"])
+    assert not out.exists()
+    with pytest.raises(ValueError, match="would be thrown away"):
+        train.main([*small, "--max_steps=1", f"--init_from={run_folder}", f"--out_dir={run_folder}", "--overwrite"])
+    assert (run_folder / "last.pt").exists()
+    out.mkdir()
+    for name in ("log.jsonl", "best.pt", "eval.json"):
+        (out / name).write_text("ten years of work")
+        with pytest.raises(ValueError, match=f"{name}"):
+            train.main([*small, "--max_steps=1", f"--out_dir={out}"])
+        with pytest.raises(ValueError, match="of no run"):
+            train.main([*small, "--max_steps=1", f"--out_dir={out}", "--overwrite"])
+        assert (out / name).read_text() == "ten years of work"
+        (out / name).unlink()
+
+
+# --- going on --------------------------------------------------------------------------------------------------------
+
+
+def test_resume_auto_starts_or_goes_on(small, tmp_path):
+    args = [*small, "--resume=auto", f"--out_dir={tmp_path / 'run'}"]
+    train.main([*args, "--max_steps=3"])
+    train.main([*args, "--max_steps=5"])
+    train.main([*args, "--max_steps=5"])  # nothing left to do: it is said once
+    log = read_log(tmp_path / "run" / "log.jsonl")
+    assert [e["step"] for e in log if e["event"] == "train"] == [1, 2, 3, 4, 5]
+    assert [e["event"] for e in log].count("end") == 1 and [e["step"] for e in log if e["event"] == "eval"] == [3, 5]
+    (tmp_path / "run" / "last.pt").unlink()  # killed before the first checkpoint: there is nothing to go on from
+    train.main([*args, "--max_steps=2"])
+    assert load_checkpoint(tmp_path / "run" / "last.pt")["step"] == 2
+
+
+def test_passes_and_rates_may_change_on_resume_and_the_advice_is_taken(small, tmp_path, monkeypatch):
+    out = f"--out_dir={tmp_path / 'run'}"
+    train.main([*small, "--max_steps=2", out])
+    train.main([*small, "--max_steps=3", "--resume", "--micro_batch=2", "--muon_lr=0.001", "--adam_lr=0.0005", out])
+    groups = [g for o in load_checkpoint(tmp_path / "run" / "last.pt")["optimizers"] for g in o["param_groups"]]
+    assert {g["peak_lr"] for g in groups} == {0.001, 0.0005}
+    with pytest.raises(ValueError, match=r"micro_batch=3.*try --micro_batch=2$"):
+        train.main(["--max_steps=4", "--resume", "--micro_batch=3", out])
+
+    class Three:
+        world, rank = 3, 0
+
+    cfg = Config(dataset="words", max_steps=1, batch_bytes=256, block_size=32, resume="true")
+    with pytest.raises(ValueError, match=r"3 processes.*try 2 processes$"):
+        train.Batches(cfg, type("D", (), {"symbols": np.zeros(999)})(), Three())
+
+
+def test_an_evaluation_that_was_due_is_made_on_resume(small, tmp_path, monkeypatch):
+    args = [*small, "--max_steps=8", "--eval_interval=4"]
+    train.main([*args, f"--out_dir={tmp_path / 'whole'}"])
+    scored = train.bits_per_byte
+    monkeypatch.setattr(train, "bits_per_byte", lambda *_, **__: 1 / 0)  # dies between checkpoint and evaluation
+    with pytest.raises(ZeroDivisionError):
+        train.main([*args, f"--out_dir={tmp_path / 'parts'}"])
+    monkeypatch.setattr(train, "bits_per_byte", scored)
+    train.main(["--resume", f"--out_dir={tmp_path / 'parts'}"])
+    evals = [
+        [e["bpb"] for e in read_log(tmp_path / name / "log.jsonl") if e["event"] == "eval"]
+        for name in ("whole", "parts")
+    ]
+    assert evals[0] == evals[1] and len(evals[0]) == 2
+
+
+def test_a_process_that_was_stopped_does_not_pay_for_it(tmp_path, data_dir, small):
+    command = [sys.executable, str(ROOT / "train.py"), *small, "--max_seconds=4", f"--out_dir={tmp_path / 'run'}"]
+    process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, text=True)
+    while "step 20 " not in process.stdout.readline():
+        pass
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(3)
+    process.send_signal(signal.SIGCONT)
+    process.communicate(timeout=120)
+    log = read_log(tmp_path / "run" / "log.jsonl")
+    steps = [e for e in log if e["event"] == "train"]
+    unpaid = [(b["time"] - a["time"]) - (b["elapsed"] - a["elapsed"]) for a, b in itertools.pairwise(steps)]
+    assert max(unpaid) > 2.5
+    assert steps[-1]["lr_scale"] < max(e["lr_scale"] for e in steps), "the schedule still decays"
+
+
+def test_a_log_that_cannot_be_written_does_not_cost_the_steps(small, tmp_path, monkeypatch):
+    original, calls = train.Run.record, []
+
+    def full(self, event, **values):
+        calls.append(event)
+        if calls.count("train") == 5:
+            raise OSError(28, "No space left on device")
+        original(self, event, **values)
+
+    monkeypatch.setattr(train.Run, "record", full)
+    with pytest.raises(OSError, match="No space left"):
+        train.main([*small, "--max_steps=9", f"--out_dir={tmp_path / 'run'}"])
+    assert load_checkpoint(tmp_path / "run" / "last.pt")["step"] == 5
+
+
+def test_more_context_brings_more_patches_and_too_few_are_named(data_dir, tmp_path, capsys):
+    base = [str(ROOT / "config/demo.py"), "--dataset=words", f"--data_dir={data_dir}", "--device=cpu", "--max_steps=1"]
+    base += ["--n_layer=1", "--eval_bytes=500", "--gram_rows=64", "--batch_bytes=2048"]
+    train.main([*base, "--block_size=1024", f"--out_dir={tmp_path / 'a'}"])
+    said = capsys.readouterr().out
+    config = load_checkpoint(tmp_path / "a" / "last.pt")["config"]
+    assert config["max_patches"] == 192, "twice those of the config, as the text"
+    train.main([*base, "--max_patches=20", f"--out_dir={tmp_path / 'b'}"])
+    said = capsys.readouterr().out
+    need = int(said.split("--max_patches=")[1].split()[0])
+    train.main([*base, f"--max_patches={need}", f"--out_dir={tmp_path / 'c'}"])
+    assert "many rows" not in capsys.readouterr().out
+
+
+# --- figures ---------------------------------------------------------------------------------------------------------
+
+
+def test_frozen_weights_stay_and_the_others_move(data_dir, tmp_path):
+    from model import STLM
+    from optim import make_optimizers, train_step
+
+    cfg = Config(block_size=32, n_layer=1, n_head=1, n_embd=16, n_local_embd=8, max_steps=1, weight_decay=0.5)
+    torch.manual_seed(0)
+    model = STLM(cfg).train()
+    frozen = model.layers[0].attention.qkv.weight if hasattr(model, "layers") else None
+    frozen = frozen if frozen is not None else next(m.weight for m in model.modules() if isinstance(m, torch.nn.Linear))
+    frozen.requires_grad_(False)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    optimizers = make_optimizers(model, cfg, torch.float32)
+    for _ in range(2):
+        train_step(model, optimizers, torch.randint(0, 255, (2, 33)), 2, torch.autocast("cpu", enabled=False), 1.0)
+    name = next(k for k, v in model.named_parameters() if v is frozen)
+    moved = [k for k, v in model.named_parameters() if not torch.equal(before[k], v)]
+    assert name not in moved and len(moved) > 5
+
+
+def test_impossible_choices_are_named(trained):
+    with pytest.raises(ValueError, match="seed=18446744073709551616"):
+        sample.main([f"--out_dir={trained}", "--seed=18446744073709551616"])
+    with pytest.raises(ValueError, match="n_match=17"):
+        Config(n_match=17, max_steps=1)
+    with pytest.raises(ValueError, match="prompt is not UTF-8"):
+        sample.main([f"--out_dir={trained}", "--prompt=a\udce9b"])
+    from model import sample as draw
+
+    logits = torch.randn(4, 256, generator=torch.Generator().manual_seed(0))
+    assert draw(logits, temperature=1e-40) == logits.argmax(dim=1).tolist() == draw(logits, temperature=0)
+
+
+def test_one_choice_and_nothing_are_scored(trained, tmp_path):
+    model = load_model(trained / "last.pt")[0]
+    assert bench.score(model, [[(b"abc", b"")], [(b"", b"")]]) == [[(0.0, True)], [(0.0, True)]]
+    lines = [{"context": "the of", "choices": [" and"], "answer": 0}] * 3
+    (tmp_path / "lambada.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    args = ["eval", f"--out_dir={trained}", f"--data={tmp_path}", "--tasks=lambada", "--device=cpu"]
+    bench.main(args)
+    found = json.loads((trained / "eval.json").read_text())["tasks"]["lambada"]
+    [[(nats, greedy)]] = bench.score(model, [[(b"the of", b" and")]])
+    assert found["acc"] == float(greedy) and found["logp"] == pytest.approx(nats, rel=1e-5) and found["chance"] == 0
+
+
+def test_a_byte_order_mark_is_no_text(trained, tmp_path, capsys):
+    (tmp_path / "p.txt").write_bytes(b"\xef\xbb\xbfthe of")
+    sample.main([f"--out_dir={trained}", f"--prompt_file={tmp_path / 'p.txt'}", "--max_new_bytes=3", "--device=cpu"])
+    assert capsys.readouterr().out.startswith("the of")
