@@ -37,8 +37,11 @@ def write_atomically(path, write, size=0):
     except (OSError, RuntimeError) as e:  # torch.save turns a full disk into a RuntimeError
         temporary.unlink(missing_ok=True)
         free = shutil.disk_usage(path.parent).free
-        full = free < size or errno.ENOSPC in (getattr(e, "errno", 0), getattr(e.__cause__, "errno", 0))
-        why = f"the disk is full: {free / 1e6:,.0f} MB are free" + f", {size / 1e6:,.1f} are needed" * (size > 0)
+        full = isinstance(e, RuntimeError) or e.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+        why = (
+            f"the disk is full, or a limit reached: {free / 1e6:,.0f} MB are free"
+            + f", {size / 1e6:,.1f} are needed" * (size > 0)
+        )
         raise OSError(
             f"cannot write {path} ({why if full else e.__cause__ or e}); what was there is untouched"
         ) from None

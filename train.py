@@ -431,7 +431,7 @@ if __name__ == "__main__":
         if isinstance(e, RuntimeError) and not full:
             raise
         time.sleep(3 * (os.environ.get("RANK", "0") != "0"))  # where all fail alike, torchrun stops those that wait
-        print(f"train.py: {'out of memory: halve --micro_batch' if full else e}", file=sys.stderr)
+        print(f"train.py: {'out of memory: halve --micro_batch (no result changes)' if full else e}", file=sys.stderr)
     except KeyboardInterrupt:
         print("train.py: stopped at once; the newest checkpoint is whole, --resume goes on with it", file=sys.stderr)
     finally:

@@ -375,3 +375,17 @@ def test_the_harness_gets_the_same_numbers(at_home, tmp_path):
         assert len(items) > 10
         for metric in metrics:
             assert theirs[f"{metric},none"] == pytest.approx(found[metric]), (kind, metric)
+
+
+def test_the_harness_from_the_command_line(at_home, tmp_path):
+    """As the README has it, without a device: lm-eval's own default is the first GPU, here or not."""
+    pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed (pip install lm-eval)")
+    item = {"context": "the of", "choices": ["and", "xq zzv"], "answer": 0}
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(item) + "\n" for _ in range(12)))
+    task = {"task": "mine", "dataset_path": "json", "test_split": "test", "output_type": "multiple_choice"}
+    task |= {"dataset_kwargs": {"data_files": {"test": str(tmp_path / "mine.jsonl")}}, "doc_to_text": "{{context}}"}
+    task |= {"doc_to_choice": "{{choices}}", "doc_to_target": "{{answer}}", "metric_list": [{"metric": "acc"}]}
+    (tmp_path / "mine.yaml").write_text(json.dumps(task))  # (JSON is YAML)
+    args = ["--model", "stlm", "--model_args", "out_dir=out/run", "--tasks", "mine", "--include_path", str(tmp_path)]
+    done = run("harness.py", *args, "--limit", "5", cwd=Path.cwd(), env={"HF_HOME": str(tmp_path / "hf")})
+    assert "|mine |" in done.stdout and "|acc   |" in done.stdout

@@ -2,9 +2,11 @@
 
 import itertools
 import json
+import math
 import os
 import pickle
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -407,3 +409,34 @@ def test_a_byte_order_mark_is_no_text(trained, tmp_path, capsys):
     (tmp_path / "p.txt").write_bytes(b"\xef\xbb\xbfthe of")
     sample.main([f"--out_dir={trained}", f"--prompt_file={tmp_path / 'p.txt'}", "--max_new_bytes=3", "--device=cpu"])
     assert capsys.readouterr().out.startswith("the of")
+
+
+def test_the_way_on_after_a_loss_that_is_not_finite(small, tmp_path, monkeypatch):
+    step = train.train_step
+
+    def spoil(when, calls):
+        def nan_at(*args):
+            calls.append(1)
+            return tuple(x * (math.nan if len(calls) == when else 1) for x in step(*args))
+
+        return nan_at
+
+    for when, out in ((2, tmp_path / "early"), (7, tmp_path / "late")):
+        monkeypatch.setattr(train, "train_step", spoil(when, []))
+        args = [*small, "--max_steps=9", "--eval_interval=5", f"--out_dir={out}"]
+        with pytest.raises(ValueError, match="gradient norm nan") as e:
+            train.main(args)
+        monkeypatch.setattr(train, "train_step", step)
+        train.main([*args, *re.findall(r"--[a-z_]+(?:=[\d.e-]+)?", str(e.value))])  # the words of the message
+        checkpoint = load_checkpoint(out / "last.pt")
+        assert checkpoint["step"] == 9 and checkpoint["config"]["muon_lr"] == pytest.approx(0.02 / 3, rel=0.05)
+
+
+def test_out_of_memory_is_one_line(tmp_path, data_dir, small):
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); sys.argv = ['train.py', *{small!r}, '--max_steps=1', "
+    code += f"'--out_dir={tmp_path / 'run'}']; import optim, runpy, torch; "
+    code += "optim.train_step = lambda *a: torch.empty(1 << 50); "  # a petabyte
+    code += f"runpy.run_path({str(ROOT / 'train.py')!r}, run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.startswith("train.py: out of memory: halve --micro_batch"), done.stderr
+    assert done.stderr.count("\n") == 1
