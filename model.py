@@ -152,21 +152,35 @@ def patch_parts(x, ends, P):
     return rows_at(x, last[:, :P]), sums
 
 
-def matches(seen, n, T, window):
-    """What followed when the newest n symbols were last seen: seen (B, N) -> (B, T), for the last T places.
-
-    NONE where they were never seen before, or more than `window` symbols back.
-    """
-    seen = seen[:, max(0, seen.size(1) - T - window - n + 1) :]
-    n_keys, key = seen.size(1) - n + 1, 0  # key i is a hash of seen[:, i : i + n]; what followed is seen[:, i + n]
-    for i in range(n):
-        key = key * HASH + seen[:, i : i + n_keys]  # may wrap around
-    key, place = key.sort(dim=1, stable=True)  # equal keys stand side by side, in the order of the text
-    seen_before, too_far = F.pad(key[:, 1:] == key[:, :-1], (1, 0)), -window - 1
-    previous = torch.where(seen_before, place.roll(1, dims=1), too_far)  # the place of the same key before this one
-    previous = torch.empty_like(place).scatter(1, place, previous)[:, -T:]
+def matches(seen, lengths, T, window):
+    """What followed when the newest n symbols were last seen, for each n of `lengths` at each of the last T places:
+    seen (B, N) -> (B, T, len(lengths)). NONE where they were never seen before, or more than `window` symbols back."""
+    longest, key, keys = max(lengths), 0, []
+    seen = seen[:, max(0, seen.size(1) - T - window - longest + 1) :]
+    for i in range(longest):  # key j is a hash of the i + 1 symbols that end at j + longest - 1, from the newest back
+        key = key * HASH + seen[:, longest - 1 - i : seen.size(1) - i]  # (may wrap around)
+        keys += [key] if i + 1 in lengths else []
+    # one sort for all lengths: equal keys then stand side by side, in the order of the text
+    key, place = torch.stack(keys, dim=1).sort(dim=2, stable=True)  # (B, len(lengths), keys)
+    seen_before, too_far, n_keys = F.pad(key[..., 1:] == key[..., :-1], (1, 0)), -window - 1, key.size(2)
+    previous = torch.where(seen_before, place.roll(1, dims=2), too_far)  # the place of the same key before this one
+    previous = torch.empty_like(place).scatter(2, place, previous)[..., -T:]
     far = torch.arange(n_keys - T, n_keys, device=seen.device) - previous > window
-    return torch.where(far, NONE, seen.gather(1, previous.clamp(min=0) + n))
+    followed = seen.gather(1, (previous.clamp(min=0) + longest).flatten(1)).view_as(previous)
+    return torch.where(far, NONE, followed).transpose(1, 2)
+
+
+def newest_matches(seen, lengths, T, window):
+    """`matches` for T = 1: one symbol is compared with all, which takes a fraction of the time of sorting them."""
+    seen = seen[:, max(0, seen.size(1) - window - max(lengths)) :]
+    last, found = seen.size(1) - T, []
+    same, place = True, torch.arange(1, last + 1, device=seen.device)
+    for i in range(max(lengths)):  # same[:, j]: are the i + 1 symbols that end at i + j the newest ones?
+        same = (seen[:, : last - i] == seen[:, last - i, None]) & (same[:, 1:] if i else same)
+        if i + 1 in lengths:
+            end = (same * place[i:]).amax(dim=1, keepdim=True)  # 1 + where the newest of them end; 0: nowhere
+            found.append(torch.where((end > 0) & (end > last - window), seen.gather(1, end), NONE))
+    return torch.stack(found, dim=2)
 
 
 class Past:
@@ -335,16 +349,23 @@ class STLM(nn.Module):
         """(B, T) symbols -> (B, T, E): of each byte, its matches and its n-grams. `tail` (B, M >= lookback) holds the
         symbols before idx, NONE where the text has not begun."""
         (B, T), seen = idx.shape, torch.cat((tail, idx), dim=1)
-        # One embedding_bag in place of 1 + n_match look-ups, whose backward takes a third of a step. Its table: the
-        # embedding, a scaled copy for each length of match, and a row of zeros, to which NONE (-1) wraps around.
-        tables, rows = [self.embed.weight], [idx]
-        for i, length in enumerate(self.cfg.match_lengths):
-            tables.append(self.match[i] * self.embed.weight)
-            found = matches(seen, length, T, self.cfg.block_size)
-            rows.append(torch.where(found == NONE, NONE, found + self.vocab_size * (i + 1)))
-        table = torch.cat((*tables, tables[0].new_zeros(1, tables[0].size(1))))
-        rows = torch.stack(rows, dim=-1).flatten(0, 1) % len(table)
-        x = F.embedding_bag(rows, table, mode="sum", padding_idx=len(table) - 1).view(B, T, -1)
+        if self.match is None:
+            x = self.embed(idx)
+        else:
+            found = (newest_matches if T == 1 else matches)(seen, self.cfg.match_lengths, T, self.cfg.block_size)
+            found = torch.cat((idx[..., None], found), dim=2)  # (B, T, 1 + n_match)
+            scale = torch.cat((torch.ones_like(self.match[:1]), self.match))  # (1 + n_match, E)
+            if T == 1:
+                x = (self.embed(found.clamp(min=0)) * scale * (found != NONE)[..., None]).sum(dim=2)
+            else:
+                # One embedding_bag in place of 1 + n_match look-ups, whose backward takes a third of a step. Its table:
+                # the embedding, scaled for each of them, and rows of zeros for NONE. There are 64 of these, because on
+                # CUDA the backward adds up all look-ups of a row in one thread.
+                table = (scale[:, None] * self.embed.weight).flatten(0, 1)
+                zeros, t = table.new_zeros(64, table.size(1)), torch.arange(T, device=idx.device)[:, None]
+                first = self.vocab_size * torch.arange(len(scale), device=idx.device)
+                rows = torch.where(found == NONE, len(table) + t % 64, found + first)
+                x = F.embedding_bag(rows.flatten(0, 1), torch.cat((table, zeros)), mode="sum").view(B, T, -1)
         if self.grams is not None:
             x = x + self.from_grams(self.grams(self.gram_indices(seen, T)).flatten(2))
         return self.dropout(norm(x))
@@ -402,6 +423,8 @@ class STLM(nn.Module):
         if not self.pooled:
             return self.trunk(x, torch.arange(idx.size(1), device=idx.device))
         x, ends = self.local(self.encoder, x), self.patch_ends(idx)[0]
+        if idx.device.type == "cpu" and not torch.compiler.is_compiling():
+            P = min(P, int(ends.sum(dim=1).max()))  # no rows of the trunk without a patch
         last, sums = patch_parts(x, ends, P)
         z = self.pool_patches(last, sums[:, :P])
         z = self.unpool(self.trunk(z, torch.arange(P, device=idx.device)))  # (slots without a patch come last: unseen)

@@ -290,23 +290,22 @@ def lost_ranks(n):
             "--max_restarts=2",
         ]
         command += [str(ROOT / "train.py"), *RUN, f"--out_dir=out/rank{i}", "--resume=auto"]
-        process = subprocess.Popen(
-            command, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True
-        )
-        for line in process.stdout:
-            if line.startswith("val "):  # there is a checkpoint
-                break
+        with open(f"rank{i}.txt", "w") as said:
+            process = subprocess.Popen(command, env=ENV, stdout=said, stderr=subprocess.DEVNULL)
+        while "\nval " not in Path(f"rank{i}.txt").read_text():  # until there is a checkpoint
+            time.sleep(0.05)
         children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
         os.kill(int(children[-1]), signal.SIGKILL)
         try:
-            process.communicate(timeout=90)
-            lost += process.returncode != 0 or load_checkpoint(f"out/rank{i}/last.pt")["step"] != 300
+            process.wait(timeout=90)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
             hung += 1
+            children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+            for number in (process.pid, *map(int, children)):
+                os.kill(number, signal.SIGKILL)
+            process.wait()
             script("train.py", *RUN, f"--out_dir=out/rank{i}", "--resume=auto").communicate()
-            lost += load_checkpoint(f"out/rank{i}/last.pt")["step"] != 300
+        lost += load_checkpoint(f"out/rank{i}/last.pt")["step"] != 300
     note(
         "a rank killed under torchrun --max_restarts=2",
         n,

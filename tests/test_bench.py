@@ -136,13 +136,16 @@ def test_a_uniform_model_scores_chance_and_eight_bits(data_dir):
 
 
 def test_metrics_and_their_errors():
+    grades = lambda item, nats: grade(item, [(n, False) for n in nats])  # noqa: E731
     item = {"context": "c", "choices": [" ab", " é日x", " d"], "answer": 1}
-    assert grade(item, [-2.0, -2.7, -1.5]) == {"acc": 0, "acc_norm": 1, "acc_bytes": 1}
-    assert grade(item, [-2.0, -3.3, -1.5])["acc_norm"] == 0.0  # 3.3 / 3 characters > 2.0 / 2
-    assert grade(item, [-2.0, -3.3, -1.5])["acc_bytes"] == 1.0  # 3.3 / 6 bytes
-    assert grade({"context": "", "choices": ["a", "b"], "answer": 1}, [-1.0, -1.0]) == {"acc": 0.5}
+    assert grades(item, [-2.0, -2.7, -1.5]) == {"acc": 0, "acc_norm": 1, "acc_bytes": 1}
+    assert grades(item, [-2.0, -3.3, -1.5])["acc_norm"] == 0.0  # 3.3 / 3 characters > 2.0 / 2
+    assert grades(item, [-2.0, -3.3, -1.5])["acc_bytes"] == 1.0  # 3.3 / 6 bytes
+    assert grades({"context": "", "choices": ["a", "b"], "answer": 1}, [-1.0, -1.0]) == {"acc": 0.5}
     options = {"context_options": ["a", "b"], "continuation": "c", "answer": 0}
-    assert grade(options, [-1.0, -2.0]) == {"acc": 1.0}
+    assert grades(options, [-1.0, -2.0]) == {"acc": 1.0}
+    lone = {"context": "c", "choices": [" ab"], "answer": 0}
+    assert grade(lone, [(-2.0, True)]) == {"acc": 1.0, "logp": -2.0} and grade(lone, [(-2.0, False)])["acc"] == 0.0
     found = bench.summary([item] * 4, [{"acc": a} for a in (1, 0, 0, 1)])
     assert found["acc"] == 0.5 and found["acc_stderr"] == pytest.approx(math.sqrt(1 / 3) / 2)
 
@@ -208,10 +211,10 @@ BAD = {
     "[1, 2]": "line 3",
     '{"context": "", "choices": ["a", "b"]}': "line 3: no 'answer'",
     '{"choices": ["a", "b"], "answer": 0}': "line 3: no 'context'",
-    '{"context": "", "choices": ["a"], "answer": 0}': "fewer than two choices",
+    '{"context": "", "choices": [], "answer": 0}': "no choices",
     '{"context": "", "choices": ["a", ""], "answer": 0}': "an empty choice",
     '{"context": "", "choices": ["a", 3], "answer": 0}': "must be text",
-    '{"context": "", "choices": "ab", "answer": 0}': "fewer than two choices",
+    '{"context": "", "choices": "ab", "answer": 0}': "no choices",
     '{"context": "", "choices": ["a", "b"], "answer": 2}': "answer=2",
     '{"context": "", "choices": ["a", "b"], "answer": true}': "answer=True",
     '{"context": "", "choices": ["a", "\\ud800"], "answer": 0}': "surrogates",

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from config import Config, build, load_file
-from model import EOT, NONE, STLM, LocalLayer, ModelConfig, Past, matches, rows_of
+from model import EOT, NONE, STLM, LocalLayer, ModelConfig, Past, matches, newest_matches, rows_of
 
 
 @pytest.fixture(autouse=True)
@@ -108,16 +108,26 @@ def test_uniform_output_scores_eight_bits(pooling):
     assert torch.allclose(model.nats(idx[:, :-1], idx[:, 1:]) / math.log(2), torch.tensor(8.0))
 
 
-@settings(max_examples=100, deadline=None)
-@given(st.text("ab c", min_size=1, max_size=60), st.integers(1, 4), st.integers(1, 40), st.integers(0, 30))
-def test_a_match_is_what_followed_the_same_symbols_last_time(raw, n, window, earlier):
-    """n-gram heads against a search with plain strings; the first `earlier` symbols are what a cache remembers."""
-    seen = torch.tensor([[NONE] * (window + n - 1) + [ord(c) for c in raw]])
+@settings(max_examples=200, deadline=None)
+@given(
+    st.text("ab c", min_size=1, max_size=60),
+    st.sets(st.integers(1, 5), min_size=1).map(sorted),
+    st.integers(1, 40),
+    st.integers(0, 60),
+)
+def test_a_match_is_what_followed_the_same_symbols_last_time(raw, lengths, window, earlier):
+    """n-gram matches beside a search with plain strings; the first `earlier` symbols are what a state remembers."""
+    seen = torch.tensor([[NONE] * (window + max(lengths) - 1) + [ord(c) for c in raw]])
     T = max(1, len(raw) - earlier)
-    for t, follows in enumerate(matches(seen, n, T, window)[0].tolist(), start=len(raw) - T):
+
+    def expected(t, n):
         here = raw[t + 1 - n : t + 1] if t + 1 >= n else ""
         places = [p for p in range(max(n - 1, t - window), t) if here and raw[p + 1 - n : p + 1] == here]
-        assert follows == (ord(raw[places[-1] + 1]) if places else NONE)
+        return ord(raw[places[-1] + 1]) if places else NONE
+
+    rows = [[expected(t, n) for n in lengths] for t in range(len(raw) - T, len(raw))]
+    assert matches(seen, lengths, T, window)[0].tolist() == rows
+    assert newest_matches(seen, lengths, 1, window)[0].tolist() == rows[-1:]
 
 
 @settings(max_examples=40, deadline=None)
