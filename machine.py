@@ -30,7 +30,7 @@ class Machine:
         if cuda:
             torch.cuda.set_device(self.device)
         if self.world > 1 and not dist.is_initialized():
-            dist.init_process_group("nccl" if cuda else "gloo")
+            dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
         keep_freed_memory()
 
     def synchronize(self):
@@ -42,7 +42,7 @@ class Machine:
         """Each of these numbers summed over all processes."""
         if self.world == 1:
             return numbers
-        total = torch.tensor(numbers, dtype=torch.float64, device=self.device)
+        total = torch.tensor(numbers, dtype=torch.float64)  # on the CPU, through gloo: the GPU need not be waited for
         dist.all_reduce(total)
         return total.tolist()
 

@@ -177,9 +177,12 @@ def newest_matches(seen, lengths, T, window):
     same, place = True, torch.arange(1, last + 1, device=seen.device)
     for i in range(max(lengths)):  # same[:, j]: are the i + 1 symbols that end at i + j the newest ones?
         same = (seen[:, : last - i] == seen[:, last - i, None]) & (same[:, 1:] if i else same)
+        if not same.any():
+            break
         if i + 1 in lengths:
             end = (same * place[i:]).amax(dim=1, keepdim=True)  # 1 + where the newest of them end; 0: nowhere
             found.append(torch.where((end > 0) & (end > last - window), seen.gather(1, end), NONE))
+    found += [seen.new_full((len(seen), 1), NONE)] * (len(lengths) - len(found))
     return torch.stack(found, dim=2)
 
 
@@ -496,7 +499,7 @@ class STLM(nn.Module):
             return z, state
         state = self.make_room(state, z.size(1))
         new = torch.arange(z.size(1), device=z.device)
-        past = Past([x[rows] for x in state["canon"]], count[rows])
+        past = Past([x[rows] for x in state["canon"]], count[rows] if len(new) > 1 else None)
         cache = KeyValueCache(state["keys_values"], rows, state["cached"][rows, None] + new, self.cfg.n_patches)
         z = z.index_copy(0, rows, self.trunk(z[rows], state["patches"][rows, None] + new, past, cache).to(z.dtype))
         canon = [x.index_copy(0, rows, after) for x, after in zip(state["canon"], past.after, strict=True)]

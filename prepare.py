@@ -85,7 +85,8 @@ class Split:
         before, waiting = self.bytes, b""
         for piece in pieces:
             border = piece and self.bytes == before and self.documents
-            self.text_hash.update(bytes([EOT]) + piece if border else piece)
+            if self.encoding:
+                self.text_hash.update(bytes([EOT]) + piece if border else piece)
             if border:
                 self._write([self.encoding.eot_token] if self.encoding else bytes([EOT]))
             self.bytes += len(piece)
@@ -134,7 +135,7 @@ def fill(train, val, sources, val_sources, cap, val_fraction):
         if val_sources:
             left -= train.add(pieces)
             continue
-        size, document_hash = measure(cut_at(left, document())[0])
+        size, document_hash = measure(cut_at(left, document())[0], by_position)
         if by_position:
             border = max(int(size * (1 - val_fraction)), size - VAL_CAP + val.bytes)
             for split, part in zip((train, val), cut_at(border, pieces), strict=True):
@@ -154,11 +155,12 @@ def fill(train, val, sources, val_sources, cap, val_fraction):
     return f"by the hash of each document, {val_fraction:.3g} of them to val", lowest
 
 
-def measure(pieces):
+def measure(pieces, only_size=False):
     """(bytes, hash as a number from 0 to 1) of a document."""
     digest, size = hashlib.sha256(), 0
     for piece in pieces:
-        digest.update(piece)
+        if not only_size:
+            digest.update(piece)
         size += len(piece)
     return size, int.from_bytes(digest.digest()[:8], "big") / 2**64
 

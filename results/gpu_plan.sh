@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What is still unmeasured because it needs an NVIDIA GPU, in the order of its value, in blocks of at most 9 minutes (H100).
-# Usage: results/gpu_plan.sh BLOCK...       ends in ${OUT:-out}/gpu_BLOCK.tar; blocks: 1 2 3 (see the end of this file)
+# Usage: results/gpu_plan.sh BLOCK...       ends in ${OUT:-out}/gpu_BLOCK.tar; blocks: 0 1 2 3 (see the end of this file)
 #   TINY=1 results/gpu_plan.sh BLOCK        tries a block on a CPU with tiny settings: its figures mean nothing
 # Python needs torch, numpy, tqdm, matplotlib, tiktoken (offline: TIKTOKEN_CACHE_DIR), pytest, hypothesis. Data: data/textbooks
 # and data/textbooks-gpt2 (python prepare.py train.parquet --val=val.parquet --name=textbooks, and the same with
@@ -20,7 +20,7 @@ pack() { # after every step, so that a block that is cut off leaves what it has
 }
 
 laws() { # causality, incremental = full, compiled = eager, with FlashAttention
-  timeout 150 $python -m pytest tests/test_model.py --device=$device -p no:cacheprovider > "$out/laws.txt" 2>&1 || true
+  timeout 200 $python -m pytest tests/test_model.py --device=$device -p no:cacheprovider > "$out/laws.txt" 2>&1 || true
   tail -n 3 "$out/laws.txt"
 }
 
@@ -45,6 +45,20 @@ train() { # CONFIG NAME [KNOBS...]: trains, scores and samples; its log and figu
   $python sample.py --out_dir=out/"$name" --max_new_bytes=600 > "$out/$name/sample.txt" 2>&1 || true
   cp out/"$name"/{log.jsonl,run.json,eval.json} "$out/$name"/ || true
   pack
+}
+
+block_0() { # are two mends worth what was estimated (64 rows for NONE, one sort)? e465f86 beside this, taking turns
+  # ${OLD:-.gpu/old} holds a copy of e465f86: git archive e465f86 | tar -x -C .gpu/old
+  local configs=(config/stlm_10m.py config/stlm_50m.py config/gpt2_124m.py) flags=(--rounds=1 --seconds=5 --json) round folder
+  [ -z "${TINY:-}" ] || configs=(config/shakespeare_80k.py) flags=(--rounds=1 --seconds=0 --json)
+  laws
+  for round in 1 2; do
+    for folder in "${OLD:-.gpu/old}" .; do
+      (cd "$folder" && $python bench.py speed "${configs[@]}" "${flags[@]}") > "$out/speed_$(basename "$(realpath "$folder")")_$round.json" \
+        2> "$out/speed.txt" || tail -n 3 "$out/speed.txt"
+      pack
+    done
+  done
 }
 
 block_1() { # weight decay took stlm_10m from 1.071 to 1.066 bpb: what does it do for gpt2_124m? On one card
