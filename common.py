@@ -36,15 +36,11 @@ def write_atomically(path, write, size=0):
         os.replace(temporary, path)
     except (OSError, RuntimeError) as e:  # torch.save turns a full disk into a RuntimeError
         temporary.unlink(missing_ok=True)
-        free = shutil.disk_usage(path.parent).free
-        full = isinstance(e, RuntimeError) or e.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
-        why = (
-            f"the disk is full, or a limit reached: {free / 1e6:,.0f} MB are free"
-            + f", {size / 1e6:,.1f} are needed" * (size > 0)
-        )
-        raise OSError(
-            f"cannot write {path} ({why if full else e.__cause__ or e}); what was there is untouched"
-        ) from None
+        why, needed = e.__cause__ or e, f", {size / 1e6:,.1f} are needed" * (size > 0)
+        if isinstance(e, RuntimeError) or e.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+            free = shutil.disk_usage(path.parent).free / 1e6
+            why = f"the disk is full, or a limit reached: {free:,.0f} MB are free{needed}"
+        raise OSError(f"cannot write {path} ({why}); what was there is untouched") from None
 
 
 def write_json(path, value):
@@ -124,21 +120,17 @@ def load_checkpoint(path, device="cpu"):
             if all(w.isfinite().all() for w in checkpoint["model"].values()):
                 return checkpoint
     best = Path(path).with_name("best.pt")
-    rest = (
-        f"; {best} is left: --init_from={best.parent} starts from it"
-        if Path(path).name == "last.pt" and best.exists()
-        else ""
-    )
-    raise ValueError(f"{path} cannot be used: {why}{rest}")
+    if Path(path).name == "last.pt" and best.exists():
+        why += f"; {best} is left: --init_from={best.parent} starts from it"
+    raise ValueError(f"{path} cannot be used: {why}")
 
 
 def known_values(config, cls, path):
     """Of a checkpoint's config (a dict) the knobs of `cls`. ValueError where it needs one that is gone."""
     known = {f.name for f in dataclasses.fields(cls)}
     if config.get("n_words"):
-        raise ValueError(
-            f"{path} has n_words={config['n_words']}, which is gone: `git checkout e465f86` still reads it"
-        )
+        gone = f"n_words={config['n_words']}, which is gone"
+        raise ValueError(f"{path} has {gone}: `git checkout e465f86` still reads it")
     return {k: v for k, v in config.items() if k in known}
 
 

@@ -25,9 +25,8 @@ from machine import pick_device
 class Harness(LM):
     def __init__(self, out_dir, weights="last", device="auto", seed=1337, **ignored):
         super().__init__()
-        if "cuda" in (device or "") and not torch.cuda.is_available():  # lm-eval's own default
-            device = "auto"
-        self.model, checkpoint, _ = load_run(out_dir, weights, pick_device(device or "auto")[0])
+        usable = device and ("cuda" not in device or torch.cuda.is_available())  # (lm-eval's own default is cuda)
+        self.model, checkpoint, _ = load_run(out_dir, weights, pick_device(device if usable else "auto")[0])
         self.context = checkpoint["config"]["block_size"]
         self.generator = torch.Generator().manual_seed(seed)
 

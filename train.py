@@ -74,11 +74,11 @@ def train(cfg, argv):
     run.stop_clock()
     run.begin(argv, raw_model, optimizers, batches, compiled)
 
+    if run.owes_an_evaluation:  # a signal or a kill came between the checkpoint and its evaluation
+        run.evaluate(val_data)
+
     with run:
-        if run.owes_an_evaluation:  # a signal or a kill came between the checkpoint and its evaluation
-            run.log_evaluation(bits_per_byte(raw_model, val_data, cfg.block_size, cfg.eval_bytes, machine=machine))
         while not run.done():
-            # one step
             lr_scale = set_schedules(raw_model, optimizers, cfg, run.progress(), run.compiled_share())
             if cfg.dropout:  # what is dropped is a function of seed and step, so that resuming needs no state
                 torch.manual_seed(((cfg.seed * 1_000_003 + run.step) * machine.world + machine.rank) % 2**63)
@@ -94,8 +94,7 @@ def train(cfg, argv):
                 run.stop_clock()
                 run.save(run.last_path)
                 if not run.interrupted:  # the best weights are those of the lowest of these evaluations
-                    result = bits_per_byte(raw_model, val_data, cfg.block_size, cfg.eval_bytes, machine=machine)
-                    run.log_evaluation(result)
+                    run.evaluate(val_data)
                 run.start_clock()
 
         if run.interrupted:
@@ -371,8 +370,9 @@ class Run:
         self.say(f"{line} | {duration(left)} left{advice}", end="\n" if stays else "   \r")
         self.logged = (step, self.elapsed)
 
-    def log_evaluation(self, result):
-        """Print and log what bits_per_byte returned; keep the weights if they are the best so far."""
+    def evaluate(self, val_data):
+        """Score an even spread of val, print and log it; keep the weights if they are the best so far."""
+        result = bits_per_byte(self.model, val_data, self.cfg.block_size, self.cfg.eval_bytes, machine=self.machine)
         self.record("eval", **result)
         patches = f" | {result['bytes_per_patch']:.2f} bytes/patch, {result['overflow']:.2%} of rows overflow"
         self.say(f"val {result['bpb']:.4f} bpb on {result['bytes']:,} bytes" + patches * self.model.pooled)
