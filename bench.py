@@ -108,7 +108,7 @@ def measure_speed(cfg, options, text):
 def training_speed(model, cfg, options, symbols, per_symbol, machine):
     """Steps as train.py does them, on one batch."""
     T, rows = cfg.block_size, cfg.batch_bytes // cfg.block_size
-    micro_batch = min(cfg.micro_batch or rows, rows)
+    micro_batch = machine.rows_per_pass(rows, cfg.micro_batch, T)
     starts = torch.randint(len(symbols) - T, (rows,), generator=torch.Generator().manual_seed(options.seed))
     batch = torch.stack([symbols[i : i + T + 1] for i in starts.tolist()])
     model.may_drop = cfg.dropout > 0

@@ -46,6 +46,13 @@ class Machine:
         dist.all_reduce(total)
         return total.tolist()
 
+    def rows_per_pass(self, share, wanted, T):
+        """How many of this process's `share` of rows, T symbols each, go through the model at once: `wanted`, or all
+        if that is 0; on a CPU a divisor of it and 8,192 symbols at most, which are as fast and take less memory."""
+        rows = min(wanted or share, max(1, share))
+        most = max(1, 8192 // T) if self.device.type == "cpu" else rows
+        return max(n for n in range(1, rows + 1) if rows % n == 0 and n <= most)
+
     def peak_flops(self):
         """Dense FLOP/s by the device's data sheet in bfloat16, or None."""
         peaks = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12, "3090": 71e12}

@@ -106,7 +106,13 @@ class ModelConfig:
 
 
 def norm(x):
-    return F.layer_norm(x, (x.size(-1),))
+    return F.layer_norm(x, (x.size(-1),)).to(x.dtype)  # (autocast returns float32 on CUDA)
+
+
+def activation_dtype(x):
+    """Of the sums along the layers: autocast's, where it is on, for at byte rate most time goes into moving numbers."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
 def rotary(positions, head_size):
@@ -147,9 +153,10 @@ def patch_parts(x, ends, P):
     t = torch.arange(T, device=x.device).expand_as(ends)
     slot = number + (P + 1) * torch.arange(B, device=x.device)[:, None]
     # the sums first: with the look-up before them, torch 2.13's compiler loses the look-up's gradient on a CPU
-    sums = x.new_zeros(B * (P + 1), E).index_add(0, slot.flatten(), x.flatten(0, 1)).view(B, P + 1, E)
+    exact = torch.promote_types(x.dtype, torch.float32)  # a sum of many in bfloat16 would lose the small ones
+    sums = x.new_zeros(B * (P + 1), E, dtype=exact).index_add(0, slot.flatten(), x.flatten(0, 1).to(exact))
     last = torch.zeros(B, P + 1, dtype=torch.long, device=x.device).scatter(1, torch.where(ends, number, P), t)
-    return rows_at(x, last[:, :P]), sums
+    return rows_at(x, last[:, :P]), sums.view(B, P + 1, E)
 
 
 def matches(seen, lengths, T, window):
@@ -371,7 +378,7 @@ class STLM(nn.Module):
                 x = F.embedding_bag(rows.flatten(0, 1), torch.cat((table, zeros)), mode="sum").view(B, T, -1)
         if self.grams is not None:
             x = x + self.from_grams(self.grams(self.gram_indices(seen, T)).flatten(2))
-        return self.dropout(norm(x))
+        return self.dropout(norm(x).to(activation_dtype(x)))
 
     def gram_indices(self, seen, T):
         """Rows of the table for the last 2, 3, ... symbols at each of the last T places: seen (B, N) -> (B, T, n)."""
@@ -396,7 +403,7 @@ class STLM(nn.Module):
 
     def pool_patches(self, last, sums):
         """What the trunk reads of each patch, (B, P, C): its last byte (B, P, E) and the sum of its bytes (B, P, E)."""
-        return self.pool(torch.cat((norm(last), norm(sums)), dim=-1))
+        return self.pool(torch.cat((norm(last), norm(sums).to(last.dtype)), dim=-1))
 
     def trunk(self, z, positions, past=None, cache=None):
         """z (B, P, C), the patches with numbers `positions`, (P,) or (B, P), through all layers, n_loop times."""
@@ -447,12 +454,12 @@ class STLM(nn.Module):
         state is good at a time (new keys and values are written in place); `rows_of` makes copies.
         """
         cfg, weight, runs, E = self.cfg, self.embed.weight, self.cfg.n_layer * self.cfg.n_loop, self.cfg.n_local_embd
-        zeros = lambda *shape: weight.new_zeros(n_texts, *shape)  # noqa: E731
+        zeros = lambda *shape: weight.new_zeros(n_texts, *shape, dtype=activation_dtype(weight))  # noqa: E731
         zero = torch.zeros(n_texts, dtype=torch.long, device=weight.device)
         return {
             "tail": zero[:, None].expand(n_texts, cfg.lookback) + NONE,  # the newest symbols
             "since": zero + cfg.max_patch - 1,  # how many bytes ago the last patch ended
-            "sum": zeros(E),  # of the bytes of the unfinished patch
+            "sum": zeros(E).float(),  # of the bytes of the unfinished patch
             "patch": zeros(1, E),  # the newest finished patch's vector
             "patches": zero,  # how many there have been
             "cached": zero,  # of how many keys and values are still there

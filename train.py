@@ -158,7 +158,7 @@ class Batches:
             raise ValueError(f"{have}; block_size={T} needs at least {T + 1}")
         self.n_rows, rest = divmod(cfg.batch_bytes, T)  # over all processes
         share = self.n_rows // world
-        self.micro_batch = min(cfg.micro_batch or share, max(1, share))
+        self.micro_batch = machine.rows_per_pass(share, cfg.micro_batch, T)
         if rest or self.n_rows % world or share % self.micro_batch:
             units = f"block_size={T} x {world} processes x micro_batch={self.micro_batch}"
             unit = self.micro_batch * world * T

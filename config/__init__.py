@@ -43,7 +43,7 @@ class Config(ModelConfig):
     max_seconds: float = 0.0  # training time, with compiling, without evaluation and saving
     # batch
     batch_bytes: int = 16384  # bytes (tokens for gpt2) in one optimizer step, over all processes
-    micro_batch: int = 0  # rows of block_size in one forward pass of one process; 0: all of its share
+    micro_batch: int = 0  # rows of block_size in one pass of one process, fewer on a CPU; 0: all of its share
     # optimizer: Muon for the matrices, AdamW for embeddings, tables and Canon layers
     muon_lr: float = 0.02  # peak learning rate of Muon
     adam_lr: float = 0.005  # peak learning rate of AdamW
