@@ -88,6 +88,22 @@ class Config(ModelConfig):
             raise ValueError(f"seed={self.seed} must be below 2**63")
 
 
+# names of other projects, nanoGPT above all, and what leads to the same here
+ELSEWHERE = {
+    "learning_rate lr": "--muon_lr (matrices) and --adam_lr (the rest) are the learning rates",
+    "min_lr lr_decay_iters": "--decay is the share of the run, at its end, in which the rates fall to zero",
+    "warmup_iters": "--warmup is a share of the run",
+    "batch_size": "--batch_bytes is a step's batch (rows times block_size), --micro_batch the rows of one pass",
+    "gradient_accumulation_steps": "it follows from --batch_bytes and --micro_batch",
+    "max_iters epochs": "--max_steps or --max_seconds ends a run",
+    "eval_iters": "--eval_bytes is how much of val an evaluation scores",
+    "eval_only": "`python bench.py eval` scores a trained model",
+    "always_save_checkpoint": "last.pt is written at every --eval_interval, best.pt where val is better",
+    "wandb_log wandb_project": "--wandb=PROJECT logs there",
+    "vocab_size": "a byte model has 256 symbols, --tokenizer=gpt2 those of --gpt2_vocab",
+    "start": "--prompt=TEXT is what to go on from, --prompt_file=FILE a file of it",
+    "max_new_tokens": "--max_new_bytes is how much to write",
+}
 YES_NO = {"true": True, "1": True, "false": False, "0": False}
 
 
@@ -101,10 +117,14 @@ def convert(cls, key, value, where, text=False):
     """Return `value` as the field's type. From the command line everything arrives as a string (`text`)."""
     fields = {f.name: f.type for f in dataclasses.fields(cls)}
     if key not in fields:
-        raise ValueError(f"{where}: unknown key {key!r}{nearest(key, fields, 0.5) or '; --help lists all'}")
+        leads = (f": {lead}" for names, lead in ELSEWHERE.items() if key in names.split())
+        lead = next((x for x in leads if set(re.findall(r"--(\w+)", x)) <= set(fields)), "")
+        raise ValueError(f"{where}: unknown key {key!r}{lead or nearest(key, fields, 0.5) or '; --help lists all'}")
     want = fields[key]
     if typing.get_origin(want) is typing.Literal:
         choices = typing.get_args(want)
+        if "on" in choices and str(value).lower() in YES_NO:
+            value = "on" if YES_NO[str(value).lower()] else "off"
         if "true" in choices and value in (*YES_NO, False, True):  # a flag that takes a word, too
             value = "true" if YES_NO.get(value, value) else ""
         if value not in choices:
@@ -192,12 +212,10 @@ def parse(cls, argv, usage, default_file=None, either=()):
     Returns (config, words): words are the arguments without dashes that are not a config file (one is looked for
     where `default_file` is given: the first word that ends in .py). config.from_command_line holds the keys that stood
     there, config.explicit also those of a file that the user named. Of the keys in `either`, one on the command line
-    drops the file's. `--help` prints `usage` and every knob, and exits.
+    drops the file's. `--help` prints `usage` and every knob, as this command would set it, and exits.
     """
-    if "--help" in argv or "-h" in argv:
-        print(usage.strip() + "\n\n" + describe(cls))
-        sys.exit(0)
-    words, given = read_command_line(cls, argv)
+    asks_for_help = "--help" in argv or "-h" in argv
+    words, given = read_command_line(cls, [arg for arg in argv if arg not in ("--help", "-h")])
     values, in_file, where = {}, set(), "command line"
     if default_file:
         named = next((w for w in words if w.endswith(".py")), None)
@@ -211,13 +229,17 @@ def parse(cls, argv, usage, default_file=None, either=()):
         values = {k: v for k, v in values.items() if k not in either}
     if "block_size" in given and values.get("max_patches") and "max_patches" not in given:  # patches for as much text
         values["max_patches"] = math.ceil(values["max_patches"] * given["block_size"] / values["block_size"])
+    if asks_for_help:
+        whose = f"The values are those of {file}.\n\n" if default_file else ""
+        print(f"{usage.strip()}\n\n{whose}{describe(cls, values | given)}")
+        sys.exit(0)
     config = build(cls, values | given, where)
     config.from_command_line, config.explicit = set(given), in_file | set(given)
     return config, words
 
 
-def describe(cls):
-    """The dataclass as text: each knob with its default, choices and trailing comment, in groups as in the source."""
+def describe(cls, values):
+    """The dataclass as text, in groups as in the source: each knob with its value, choices and trailing comment."""
     lines, group, fields = [], None, {f.name: f for f in dataclasses.fields(cls)}
     for base in reversed(cls.__mro__[:-1]):
         for line in inspect.getsource(base).splitlines():
@@ -226,7 +248,8 @@ def describe(cls):
             elif knob := re.match(r"    (\w+): .+?  # (.+)", line):
                 lines += [group] if group else []
                 field, group = fields[knob[1]], None
-                default = "''" if field.default == "" else field.default
+                value = values.get(field.name, field.default)
                 choices = f" ({', '.join(typing.get_args(field.type))})" if typing.get_args(field.type) else ""
-                lines.append(f"  --{field.name}={default}".ljust(29) + f" {knob[2]}{choices}")
+                shown = "''" if value == "" else value
+                lines.append(f"  --{field.name}={shown}".ljust(29) + f" {knob[2]}{choices}")
     return "\n".join(lines)

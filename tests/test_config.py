@@ -5,6 +5,7 @@ import re
 import pytest
 
 from config import describe, parse
+from sample import SampleConfig
 from train import Config
 
 DEFAULT = "config/demo.py"
@@ -83,5 +84,42 @@ def test_help_lists_every_knob_and_fits_two_screens(capsys):
         read("--help")
     text = capsys.readouterr().out
     assert e.value.code == 0 and len(text.splitlines()) < 100
-    knobs = set(re.findall(r"--(\w+)=", describe(Config)))
+    knobs = set(re.findall(r"--(\w+)=", describe(Config, {})))
     assert knobs == set(Config.__dataclass_fields__) - {"config", "intuition"}
+
+
+def test_help_shows_what_the_command_would_run(capsys):
+    with pytest.raises(SystemExit) as e:
+        parse(
+            Config, ["config/stlm_10m.py", "--max_seconds=60", "--help"], "usage", DEFAULT, ("max_steps", "max_seconds")
+        )
+    text = capsys.readouterr().out
+    assert e.value.code == 0 and "values are those of config/stlm_10m.py" in text
+    assert "--n_embd=320 " in text and "--max_seconds=60.0 " in text and "--max_steps=0 " in text
+
+
+@pytest.mark.parametrize(
+    "name, lead",
+    [
+        ("learning_rate", "--muon_lr"),
+        ("batch_size", "--batch_bytes"),
+        ("gradient_accumulation_steps", "--micro_batch"),
+        ("max_iters", "--max_steps"),
+        ("eval_only", "bench.py eval"),
+        ("always_save_checkpoint", "last.pt"),
+        ("warmup_iters", "--warmup"),
+    ],
+)
+def test_names_of_other_projects_lead_to_ours(name, lead):
+    with pytest.raises(ValueError, match=f"unknown key '{name}': .*{lead}"):
+        read(f"--{name}=1")
+
+
+def test_a_lead_names_only_knobs_that_are_there():
+    with pytest.raises(ValueError, match=r"unknown key 'learning_rate'(?!.*muon_lr)"):
+        parse(SampleConfig, ["--learning_rate=1"], "usage")
+
+
+@pytest.mark.parametrize("word, choice", [("True", "on"), ("1", "on"), ("False", "off"), ("auto", "auto")])
+def test_compile_takes_yes_and_no(word, choice):
+    assert read(f"--compile={word}").compile == choice
