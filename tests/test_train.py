@@ -17,6 +17,7 @@ import train
 from common import load_checkpoint, load_model
 from config import Config
 from data import Data, bits_per_byte
+from machine import Machine
 
 
 def weights_of(folder):
@@ -340,3 +341,23 @@ def test_the_dtype_is_kept_on_resume_whatever_the_machine(small, tmp_path, monke
         train.main(["--resume", "--max_steps=6", f"--out_dir={tmp_path / out / 'parts'}"])
         assert load_checkpoint(tmp_path / out / "parts/last.pt")["dtype"] == dtype
         assert dtype in json.loads((tmp_path / out / "parts/run.json").read_text())["why"]
+
+
+@pytest.mark.parametrize(
+    "kind, share, wanted, T, rows",
+    [
+        ("cpu", 16, 16, 4096, 2),  # 8 KiB a pass
+        ("cpu", 16, 0, 512, 16),
+        ("cpu", 6, 0, 4096, 2),
+        ("cpu", 3, 0, 4096, 1),  # a divisor
+        ("cpu", 4, 3, 512, 3),  # (which is no divisor of 4: refused later, by its name)
+        ("cpu", 2, 0, 16384, 1),
+        ("cuda", 16, 16, 4096, 16),
+        ("cuda", 16, 0, 4096, 16),
+        ("cuda", 4, 16, 4096, 4),
+    ],
+)
+def test_rows_of_a_pass(kind, share, wanted, T, rows):
+    machine = Machine("cpu")
+    machine.device = torch.device(kind)
+    assert machine.rows_per_pass(share, wanted, T) == rows
