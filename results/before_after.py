@@ -32,10 +32,12 @@ class Options:
     text: str = ""  # a UTF-8 file; empty: the standard library
     rounds: int = 4  # times each commit is measured
     seconds: float = 10.0  # of training in a round
+    eager: bool = False  # without a compiler, whatever the config says (older commits do not look there)
 
 
 def measure(folder, config, options):
     command = [sys.executable, "bench.py", "speed", config, "--rounds=1", f"--seconds={options.seconds}", "--json"]
+    command += ["--compile=off"] if options.eager else []
     command += [f"--text={Path(options.text).resolve()}"] if options.text else []
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
     return json.loads(done.stdout)["arms"][0]["rounds"][0]
