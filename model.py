@@ -425,9 +425,10 @@ class STLM(nn.Module):
 
     # --- training: T bytes and P patches, whatever the text says -----------------------------------------------------
 
-    def hidden(self, idx):
+    def hidden(self, idx, return_patches=False):
         """idx (B, T) -> (B, T, E), before the head. A row's patches beyond the first P are dropped: later bytes look at
-        patch P, and none is left out of the loss."""
+        patch P, and none is left out of the loss. With `return_patches` also what the trunk reads and what it gives,
+        (B, P, C) each, and how many patches of each row are real, (B,)."""
         P, no_text = self.cfg.n_patches, idx.new_full((len(idx), self.cfg.lookback), NONE)
         x = self.embedding(idx, no_text)
         if not self.pooled:
@@ -436,13 +437,15 @@ class STLM(nn.Module):
         if idx.device.type == "cpu" and not torch.compiler.is_compiling():
             P = min(P, int(ends.sum(dim=1).max()))  # no rows of the trunk without a patch
         last, sums = patch_parts(x, ends, P)
-        z = self.pool_patches(last, sums[:, :P])
-        z = self.unpool(self.trunk(z, torch.arange(P, device=idx.device)))  # (slots without a patch come last: unseen)
+        pooled = self.pool_patches(last, sums[:, :P])
+        z = self.trunk(pooled, torch.arange(P, device=idx.device))  # (slots without a patch come last: unseen)
         newest = (ends.cumsum(dim=1) - 1).clamp(max=P - 1)  # (B, T) the newest finished patch of each byte
-        return norm(self.local(self.decoder, self.mix(x, rows_at(z, newest))))
+        x = norm(self.local(self.decoder, self.mix(x, rows_at(self.unpool(z), newest))))
+        return (x, (pooled, z, newest[:, -1] + 1)) if return_patches else x
 
-    def forward(self, idx, targets):
-        """The mean loss in nats of predicting targets (B, T) from idx (B, T)."""
+    def forward(self, idx, targets, progress=None):
+        """The mean loss in nats of predicting targets (B, T) from idx (B, T): the objective next_byte, which is the
+        same at any `progress` of the run."""
         return F.cross_entropy(self.head(self.hidden(idx)).flatten(0, 1), targets.flatten())
 
     # --- reading: any number of bytes, exactly ------------------------------------------------------------------------

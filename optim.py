@@ -97,7 +97,7 @@ def prepare_for_training(model, machine, compile, rows, T):
         try:  # a forward and backward pass proves it
             idx, trained = torch.zeros(rows, T, dtype=torch.long, device=machine.device), torch.compile(model)
             with machine.autocast:
-                loss = trained(idx, torch.zeros_like(idx))
+                loss = trained(idx, torch.zeros_like(idx), torch.zeros((), device=machine.device))
             loss.backward()
             compiled = True
         except Exception as e:
@@ -111,17 +111,18 @@ def prepare_for_training(model, machine, compile, rows, T):
     return trained, compiled
 
 
-def train_step(model, optimizers, batch, micro_batch, autocast, grad_clip):
+def train_step(model, optimizers, batch, micro_batch, autocast, grad_clip, progress=0.0):
     """One optimizer step on this process's rows, batch (rows, T + 1), `micro_batch` rows at a time.
 
     Returns the mean loss of these rows in nats and the gradient's norm, both tensors on the device.
     """
     parts, loss = batch.split(micro_batch), torch.zeros((), device=batch.device)
+    progress = torch.full((), progress, device=batch.device)  # a tensor: a number would compile anew at every step
     for i, part in enumerate(parts):
         if isinstance(model, DistributedDataParallel):
             model.require_backward_grad_sync = i == len(parts) - 1
         with autocast:
-            part_loss = model(part[:, :-1].contiguous(), part[:, 1:].contiguous()) / len(parts)
+            part_loss = model(part[:, :-1].contiguous(), part[:, 1:].contiguous(), progress) / len(parts)
         part_loss.backward()
         loss += part_loss.detach()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)

@@ -30,6 +30,7 @@ from config import Config, build, parse
 from data import Data, bits_per_byte, newest_dataset
 from machine import Machine
 from model import STLM, ModelConfig
+from objectives import make_objective, own_weights
 from optim import load_optimizers, make_optimizers, prepare_for_training, set_schedules, train_step
 
 # On resume a command may change these of the run's knobs, and those that are its own.
@@ -64,15 +65,16 @@ def train(cfg, argv):
         val_data.verify(checkpoint)
     batches = Batches(cfg, train_data, machine)
 
-    # model: raw_model is what is saved, evaluated and sampled; model is what trains, compiled or wrapped
+    # raw_model is evaluated and sampled; objective is what it is trained for; model is that, compiled or wrapped
     raw_model = make_model(cfg, checkpoint).to(machine.device).train()
-    optimizers = make_optimizers(raw_model, cfg, machine.muon_dtype)
+    objective = make_objective(raw_model, cfg, saved.get("objective"))
+    optimizers = make_optimizers(objective, cfg, machine.muon_dtype)
     if checkpoint:
         load_optimizers(optimizers, checkpoint["optimizers"])
     run.start_clock()  # races count the time to compile
-    model, compiled = prepare_for_training(raw_model, machine, cfg.compile, batches.micro_batch, cfg.block_size)
+    model, compiled = prepare_for_training(objective, machine, cfg.compile, batches.micro_batch, cfg.block_size)
     run.stop_clock()
-    run.begin(argv, raw_model, optimizers, batches, compiled)
+    run.begin(argv, raw_model, objective, optimizers, batches, compiled)
 
     if run.owes_an_evaluation:  # a signal or a kill came between the checkpoint and its evaluation
         run.evaluate(val_data)
@@ -80,10 +82,10 @@ def train(cfg, argv):
     with run:
         while not run.done():
             lr_scale = set_schedules(raw_model, optimizers, cfg, run.progress(), run.compiled_share())
-            if cfg.dropout:  # what is dropped is a function of seed and step, so that resuming needs no state
+            if cfg.dropout or cfg.objective == "masked":  # both follow from seed and step: resuming needs no state
                 torch.manual_seed(((cfg.seed * 1_000_003 + run.step) * machine.world + machine.rank) % 2**63)
-            batch = batches.at(run.step)
-            loss, norm = train_step(model, optimizers, batch, batches.micro_batch, machine.autocast, cfg.grad_clip)
+            batch, autocast, progress = batches.at(run.step), machine.autocast, run.progress()
+            loss, norm = train_step(model, optimizers, batch, batches.micro_batch, autocast, cfg.grad_clip, progress)
             run.tick()
 
             # watching it
@@ -167,9 +169,8 @@ class Batches:
                 ways += [f"--micro_batch={max(n for n in range(1, self.micro_batch) if share % n == 0)}"]
             elif not rest:
                 ways += [f"{max(n for n in range(1, world) if self.n_rows % n == 0)} processes"]
-            raise ValueError(
-                f"batch_bytes={cfg.batch_bytes} is no multiple of {units} = {unit}; try {' or '.join(ways)}"
-            )
+            wrong = f"batch_bytes={cfg.batch_bytes} is no multiple of {units} = {unit}"
+            raise ValueError(f"{wrong}; try {' or '.join(ways)}")
 
     def at(self, step):
         """This process's rows, (rows / world, T + 1) on its device."""
@@ -220,10 +221,10 @@ class Run:
         if self.writes:
             print(text, end=end, flush=True)
 
-    def begin(self, argv, model, optimizers, batches, compiled):
+    def begin(self, argv, model, objective, optimizers, batches, compiled):
         """Say what will run; make the folder, or cut a resumed run's log to the checkpoint's step."""
         cfg, machine, parameters = self.cfg, self.machine, model.parameter_table()
-        self.model, self.optimizers = model, optimizers
+        self.model, self.objective, self.optimizers = model, objective, optimizers
         why = f"{machine.why}, compile {'on' if compiled else 'off'}"
         self.say(f"{why}\nparameters (the head is the embedding):")
         self.say("\n".join(f"  {part:<14} {n:>12,}" for part, n in parameters.items()))
@@ -334,10 +335,10 @@ class Run:
             write_json(self.out / "run.json", self.info)
 
     def save(self, path):
-        """Write a checkpoint; best.pt is without the optimizers."""
+        """Write a checkpoint; best.pt is without the optimizers and the objective's own weights."""
         if self.writes:
-            optimizers = self.optimizers if path == self.last_path else []
-            state = {"model": self.model.state_dict(), "optimizers": [o.state_dict() for o in optimizers]}
+            optimizers, own = (self.optimizers, own_weights(self.objective)) if path == self.last_path else ([], {})
+            state = {"model": self.model.state_dict(), "optimizers": [o.state_dict() for o in optimizers]} | own
             state |= {"step": self.step, "elapsed": self.elapsed, "compile_seconds": self.compile_seconds}
             state |= {"dtype": self.machine.dtype_name, "muon_dtype": self.machine.muon_dtype_name}
             state |= {k: self.info[k] for k in ("config", "parameters", "data", "commit")}
@@ -347,21 +348,21 @@ class Run:
     def log_step(self, loss, norm, lr_scale):
         """Log a step: its loss, given in nats, as bits per byte, and its gradient's norm. ValueError if not finite."""
         cfg, machine, data, step = self.cfg, self.machine, self.batches.data, self.step
-        loss, norm = machine.sum([loss.item()])[0] / machine.world, norm.item()
+        watched = {"loss": loss} | getattr(self.objective, "watched", {})
+        sums = machine.sum([x.item() for x in watched.values()])
+        watched = {name: x / machine.world for name, x in zip(watched, sums, strict=True)}
+        loss, norm = watched.pop("loss"), norm.item()
         if not (math.isfinite(loss) and math.isfinite(norm)):
             self.record("failed", loss=str(loss), norm=str(norm))
-            way = (
-                "--resume goes on from the last good checkpoint"
-                if self.last_path.exists()
-                else "--overwrite starts anew"
-            )
+            go_on, anew = "--resume goes on from the last good checkpoint", "--overwrite starts anew"
+            way = go_on if self.last_path.exists() else anew
             rates = f"--muon_lr={cfg.muon_lr / 3:.2g} --adam_lr={cfg.adam_lr / 3:.2g}"
             raise ValueError(f"step {step}: loss {loss}, gradient norm {norm}; {way}, with lower rates: {rates}")
         symbols_per_second = (step - self.logged[0]) * cfg.batch_bytes / max(1e-9, self.elapsed - self.logged[1])
         speed, peak = symbols_per_second * data.bytes_per_symbol, machine.peak_flops()
         mfu = symbols_per_second * self.model_flops / peak / machine.world if peak else None
-        bpb = loss / math.log(2) / data.bytes_per_symbol
-        self.record("train", bpb=bpb, norm=norm, lr_scale=lr_scale, bytes_per_second=round(speed), mfu=mfu)
+        bpb = watched.pop("next_byte", loss) / math.log(2) / data.bytes_per_symbol  # comparable between objectives
+        self.record("train", bpb=bpb, norm=norm, lr_scale=lr_scale, bytes_per_second=round(speed), mfu=mfu, **watched)
         left = self.elapsed / self.progress() * max(0, 1 - self.progress())
         line = f"step {step} | train {bpb:.4f} bpb | norm {norm:.2f} | {speed:,.0f} bytes/s"
         line += f" | {mfu:.1%} of peak" if mfu else ""
@@ -408,8 +409,7 @@ def draw_losses(log, path):
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
-    points = ([(e["step"], e["bpb"]) for e in log if e["event"] == event] for event in ("train", "eval"))
-    train, val = map(np.array, points)
+    train, val = (np.array([(e["step"], e["bpb"]) for e in log if e["event"] == event]) for event in ("train", "eval"))
     n = max(1, len(train) // 20)
     smooth = [train[max(0, i - n + 1) : i + 1, 1].mean() for i in range(len(train))]
     axes.plot(train[:, 0], train[:, 1], color="tab:blue", alpha=0.25, lw=1)

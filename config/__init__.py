@@ -37,7 +37,7 @@ class Config(ModelConfig):
     init_from: str = ""  # out folder whose best weights to start from (fine-tuning)
     resume: Literal["", "true", "auto"] = ""  # go on from out_dir/last.pt; auto: or start, if there is none
     overwrite: bool = False  # throw away what is in out_dir
-    seed: int = 1337  # of weights, data order and dropout
+    seed: int = 1337  # of weights, data order, dropout and masks
     # length: one of the two; the schedule follows it
     max_steps: int = 0  # optimizer steps
     max_seconds: float = 0.0  # training time, with compiling, without evaluation and saving
@@ -56,6 +56,14 @@ class Config(ModelConfig):
     grad_clip: float = 1.0  # largest gradient norm; 0: no clipping
     dropout: float = 0.0  # largest share dropped; worth it when data repeats
     dropout_schedule: Literal["constant", "linear", "triangle"] = "constant"  # linear: from 0 up; triangle: and down
+    # objective: what training predicts, explained in objectives.py
+    objective: Literal["next_byte", "multi_byte", "masked", "next_patch", "distill"] = "next_byte"  # each has its knobs
+    n_future: int = 3  # multi_byte: how many bytes ahead are predicted, the next one included
+    mask_share: float = 0.15  # masked: share of the input bytes that are hidden
+    mask_span: int = 3  # masked: how many bytes in a row are hidden together
+    patch_weight: float = 0.03  # next_patch: weight of the patch's loss beside the bytes'
+    teacher: str = ""  # distill: out folder of the run to learn from
+    teacher_share: float = 0.5  # distill: share of the loss that compares with the teacher; the rest is the data's
     # machine
     device: str = "auto"  # auto: cuda, else mps, else cpu
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of matrix products; auto: bfloat16 where it is native
@@ -73,9 +81,11 @@ class Config(ModelConfig):
         self.out_dir = self.out_dir or f"out/{self.config or 'run'}"
         if (self.max_steps > 0) == (self.max_seconds > 0):
             raise ValueError(f"give one of max_steps={self.max_steps} and max_seconds={self.max_seconds}, above 0")
+        shares = ("dropout", "warmup", "decay", "momentum", "beta1", "beta2", "mask_share", "teacher_share")
+        limits = dict.fromkeys(shares, 1) | {"seed": 2**63 - 1}
         for key in (f.name for f in dataclasses.fields(Config) if f.type in (int, float)):
-            value, low = getattr(self, key), 1 if key in ("batch_bytes", "log_interval") else 0
-            high = 1 if key in ("dropout", "warmup", "decay", "momentum", "beta1", "beta2") else math.inf
+            value, high = getattr(self, key), limits.get(key, math.inf)
+            low = 1 if key in ("batch_bytes", "log_interval", "n_future", "mask_span") else 0
             if not low <= value <= high or value == math.inf or (key == "dropout" and value == 1):
                 raise ValueError(f"{key}={value} must be between {low} and {high}")
         if self.batch_bytes < self.block_size:
@@ -84,8 +94,6 @@ class Config(ModelConfig):
             raise ValueError(f"warmup={self.warmup} + decay={self.decay} must be at most 1")
         if self.resume and (self.overwrite or (self.init_from and self.resume != "auto")):
             raise ValueError("resume goes on with the run in out_dir: it excludes overwrite and init_from")
-        if self.seed >= 2**63:
-            raise ValueError(f"seed={self.seed} must be below 2**63")
 
 
 # names of other projects, nanoGPT above all, and what leads to the same here
@@ -133,18 +141,14 @@ def convert(cls, key, value, where, text=False):
         return value
     wrong = ValueError(f"{where}: {key}={value!r} is not {'a true/false' if want is bool else want.__name__}")
     if text and want is bool:
-        if value.lower() not in YES_NO:
-            raise wrong
-        return YES_NO[value.lower()]
+        value = YES_NO.get(value.lower(), value)
     if text and want in (int, float):
         try:
             value = int(value) if want is int and re.fullmatch(r"-?[\d_]+", value) else float(value)
         except ValueError:
             raise wrong from None
-    if want is int and isinstance(value, float) and value.is_integer():  # 1e6 is a fine number of steps
-        value = int(value)
-    if want is float and type(value) is int:
-        value = float(value)
+    if {want, type(value)} == {int, float} and float(value).is_integer():  # 1e6 is a fine number of steps
+        value = want(value)
     if type(value) is not want:
         raise wrong
     return value
