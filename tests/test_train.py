@@ -139,10 +139,11 @@ def free_port():
         return s.getsockname()[1]
 
 
-def test_one_process_equals_two(small, tmp_path):
+@pytest.mark.parametrize("objective", ["next_byte", "next_patch"])
+def test_one_process_equals_two(objective, small, tmp_path):
     """1 process x 4 accumulations = 2 gloo processes x 2: first gradients to 1e-6, losses of 10 steps to 1e-4."""
     (tmp_path / "probe.py").write_text(PROBE)
-    args = [*small, "--micro_batch=2", "--max_steps=10", "--grad_clip=0", "--max_patches=16"]
+    args = [*small, "--micro_batch=2", "--max_steps=10", "--grad_clip=0", f"--objective={objective}"]
     for name, world in (("one", 1), ("two", 2)):
         port, processes = free_port(), []
         for rank in range(world):
