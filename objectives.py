@@ -4,12 +4,10 @@
 
 An objective is a module around the model: `forward(idx, targets, progress)` takes bytes (B, T), those that follow them,
 and the share of the run that is done (a tensor, so that a schedule does not compile anew), and returns a loss in nats.
-It is what gets compiled and wrapped; evaluation, sampling and best.pt see the model alone. The model itself is the
-objective next_byte, and stands in for every other whose knob leaves nothing more to do.
-
-`watched` holds what the newest pass has to show beside its loss, as tensors that train.py reads when it logs. With
-"next_byte" among them, the log's bpb is that plain loss, comparable between objectives whatever else they add. (That of
-masked is not: it comes from text with gaps.)
+Evaluation, sampling and best.pt see the model alone. The model itself is the objective next_byte, and stands in for
+every other whose knob leaves nothing more to do. `watched` holds what the newest pass has to show beside its loss, as
+tensors that train.py reads when it logs; of "next_byte" among them it makes the log's bpb, so that runs can be compared
+whatever their losses add. (Not those of masked: their bpb is that of text with gaps.)
 """
 
 from pathlib import Path
@@ -27,7 +25,7 @@ ANNEALED = 0.5  # share of the run after which multi_byte is next_byte
 
 def make_objective(model, cfg, weights=None):
     """The module to train for `cfg`, where the model is. `weights` are its own, out of a checkpoint."""
-    device, objective = model.embed.weight.device, model
+    objective = model
     if cfg.objective == "multi_byte" and cfg.n_future > 1:
         objective = MultiByte(model, cfg)
     elif cfg.objective == "masked" and cfg.mask_share:
@@ -40,7 +38,7 @@ def make_objective(model, cfg, weights=None):
         objective = Distill(model, cfg)
     if cfg.teacher and cfg.objective != "distill":
         raise ValueError(f"teacher={cfg.teacher} has nobody to teach: --objective=distill learns from it")
-    return objective.to(device)
+    return objective.to(model.embed.weight.device)
 
 
 def own_weights(objective):
@@ -105,8 +103,8 @@ class NextPatch(nn.Module):
     next-thought prediction; as in JEPA, arXiv 2301.08243, vectors are predicted, and the targets carry no gradient.)
 
     The layers that make the targets learn all the same, and could make them all alike, which is easy to predict. The
-    log shows whether they do: `variance` of the targets, 1 when they have nothing in common, 0 when all are the same;
-    and `explained`, the share of it that the head predicts, 0 when it does no better than their mean.
+    log shows whether they do: `variance` of the targets, 0 when all are the same, at most 1; and `explained`, the share
+    of it that the head predicts, 0 when it does no better than their mean.
     """
 
     def __init__(self, model, cfg):
@@ -140,10 +138,8 @@ class Distill(nn.Module):
 
     def __init__(self, model, cfg):
         super().__init__()
-        if not cfg.teacher:
-            raise ValueError("objective=distill needs a teacher: --teacher=DIR, the folder of a trained run")
-        if Path(cfg.teacher).resolve() == Path(cfg.out_dir).resolve():
-            raise ValueError(f"teacher={cfg.teacher} is out_dir itself: give another --out_dir")
+        if not cfg.teacher or Path(cfg.teacher).resolve() == Path(cfg.out_dir).resolve():
+            raise ValueError(f"objective=distill needs --teacher=DIR, a trained run's folder other than {cfg.out_dir}")
         teacher, _, path = common.load_run(cfg.teacher, "best", model.embed.weight.device)
         has, need = (f"{m.vocab_size} symbols of tokenizer={m.cfg.tokenizer}" for m in (teacher, model))
         if has != need:
@@ -151,7 +147,7 @@ class Distill(nn.Module):
         if (most := teacher.cfg.block_size) < cfg.block_size:
             raise ValueError(f"teacher: {path} knows block_size={most}, not {cfg.block_size}: --block_size={most}")
         self.model, self.share, self.watched = model, cfg.teacher_share, {}
-        self.teacher = (teacher.requires_grad_(False),)  # in a tuple: no part of this module, its weights and its modes
+        self.teacher = (teacher,)  # in a tuple: no part of this module, its weights and its modes
 
     def forward(self, idx, targets, progress):
         with torch.no_grad():
