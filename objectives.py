@@ -5,9 +5,10 @@
 An objective is a module around the model: `forward(idx, targets, progress)` takes bytes (B, T), those that follow them,
 and the share of the run that is done (a tensor, so that a schedule does not compile anew), and returns a loss in nats.
 Evaluation, sampling and best.pt see the model alone. The model itself is the objective next_byte, and stands in for
-every other whose knob leaves nothing more to do. `watched` holds what the newest pass has to show beside its loss, as
-tensors that train.py reads when it logs; of "next_byte" among them it makes the log's bpb, so that runs can be compared
-whatever their losses add. (Not those of masked: their bpb is that of text with gaps.)
+every other whose knob leaves nothing more to do.
+
+With `watches` it returns (1 + n,), the loss and n figures to log, of these names. From "next_byte" the log makes its
+bpb, so that runs can be compared whatever their losses add. (Not those of masked: theirs is of text with gaps.)
 """
 
 from pathlib import Path
@@ -32,8 +33,7 @@ def make_objective(model, cfg, weights=None):
         objective = Masked(model, cfg)
     elif cfg.objective == "next_patch" and cfg.patch_weight:
         objective = NextPatch(model, cfg)
-        if weights:
-            objective.head.load_state_dict(weights)
+        objective.head.load_state_dict(weights or objective.head.state_dict())
     elif cfg.objective == "distill" and cfg.teacher_share:
         objective = Distill(model, cfg)
     if cfg.teacher and cfg.objective != "distill":
@@ -60,7 +60,7 @@ class MultiByte(nn.Module):
         super().__init__()
         if cfg.n_future > cfg.block_size:
             raise ValueError(f"n_future={cfg.n_future} looks beyond block_size={cfg.block_size}: take fewer bytes")
-        self.model, self.n_future, self.watched = model, cfg.n_future, {}
+        self.model, self.n_future, self.watches = model, cfg.n_future, ("next_byte",)
         self.register_buffer("weights", 0.5 ** torch.arange(1, cfg.n_future), persistent=False)
 
     def forward(self, idx, targets, progress):
@@ -69,12 +69,12 @@ class MultiByte(nn.Module):
         # (B, T, n_future - 1): what follows each target; -1 past the row's end, where there is nothing
         later = F.pad(targets[:, 1:], (0, self.n_future - 1), value=-1).unfold(1, self.n_future - 1, 1)
         nats = -logp.gather(2, later.clamp(min=0)) * (later >= 0) * self.weights
-        self.watched = {"next_byte": next_byte.detach()}
-        return next_byte + (1 - progress / ANNEALED).clamp(min=0) * nats.mean(dim=(0, 1)).sum()
+        loss = next_byte + (1 - progress / ANNEALED).clamp(min=0) * nats.mean(dim=(0, 1)).sum()
+        return torch.stack((loss, next_byte))
 
 
 class Masked(nn.Module):
-    """The next byte is predicted as always, but `mask_share` of the bytes that are read are hidden, `mask_span` in a
+    """The next byte is predicted as ever, but `mask_share` of the bytes that are read are hidden, `mask_span` in a
     row: the model has to draw on what stands further back (MEAP, arXiv 2502.07490), and a text that is read many times
     never looks the same twice. Patches, n-grams and matches come from what is left to see: nothing hidden leaks.
     """
@@ -111,7 +111,7 @@ class NextPatch(nn.Module):
         super().__init__()
         if not model.pooled:
             raise ValueError("objective=next_patch needs patches, pooling='none' has none: --pooling=space makes some")
-        self.model, self.weight, self.watched = model, cfg.patch_weight, {}
+        self.model, self.weight, self.watches = model, cfg.patch_weight, ("next_byte", "variance", "explained")
         self.head = nn.Linear(cfg.n_embd, cfg.n_embd, bias=False)
         nn.init.zeros_(self.head.weight)
 
@@ -123,10 +123,9 @@ class NextPatch(nn.Module):
         error, n = ((guess - target).square() * real).sum(), real.sum().clamp(min=1)
         mean = (target * real).sum(dim=(0, 1)) / n
         spread = ((target - mean).square() * real).sum()
-        self.watched = {"next_byte": next_byte.detach(), "variance": spread / (n * target.size(2))}
-        self.watched |= {"explained": 1 - error.detach() / spread.clamp(min=1e-9)}
         # divided by all slots, not by the real ones: so it does not matter in how many passes a step reads its rows
-        return next_byte + self.weight * error / (len(idx) * self.model.cfg.n_patches * target.size(2))
+        loss = next_byte + self.weight * error / (len(idx) * self.model.cfg.n_patches * target.size(2))
+        return torch.stack((loss, next_byte, spread / (n * target.size(2)), 1 - error / spread.clamp(min=1e-9)))
 
 
 class Distill(nn.Module):
@@ -146,7 +145,7 @@ class Distill(nn.Module):
             raise ValueError(f"teacher: {path} has {has}, this config {need}; a teacher must have the same")
         if (most := teacher.cfg.block_size) < cfg.block_size:
             raise ValueError(f"teacher: {path} knows block_size={most}, not {cfg.block_size}: --block_size={most}")
-        self.model, self.share, self.watched = model, cfg.teacher_share, {}
+        self.model, self.share, self.watches = model, cfg.teacher_share, ("next_byte",)
         self.teacher = (teacher,)  # in a tuple: no part of this module, its weights and its modes
 
     def forward(self, idx, targets, progress):
@@ -155,5 +154,4 @@ class Distill(nn.Module):
         student = F.log_softmax(self.model.head(self.model.hidden(idx)), dim=-1).flatten(0, 1)
         next_byte = F.nll_loss(student, targets.flatten())
         distance = F.kl_div(student, teacher, reduction="batchmean", log_target=True)
-        self.watched = {"next_byte": next_byte.detach()}
-        return (1 - self.share) * next_byte + self.share * distance
+        return torch.stack(((1 - self.share) * next_byte + self.share * distance, next_byte))

@@ -98,7 +98,7 @@ def prepare_for_training(model, machine, compile, rows, T):
             idx, trained = torch.zeros(rows, T, dtype=torch.long, device=machine.device), torch.compile(model)
             with machine.autocast:
                 loss = trained(idx, torch.zeros_like(idx), torch.zeros((), device=machine.device))
-            loss.backward()
+            loss.sum().backward()
             compiled = True
         except Exception as e:
             reason = (str(e).splitlines() or [""])[0]
@@ -114,17 +114,17 @@ def prepare_for_training(model, machine, compile, rows, T):
 def train_step(model, optimizers, batch, micro_batch, autocast, grad_clip, progress=0.0):
     """One optimizer step on this process's rows, batch (rows, T + 1), `micro_batch` rows at a time.
 
-    Returns the mean loss of these rows in nats and the gradient's norm, both tensors on the device.
+    Returns these rows' mean loss in nats (and what the objective watches) and the gradient's norm, on the device.
     """
-    parts, loss = batch.split(micro_batch), torch.zeros((), device=batch.device)
+    parts, loss = batch.split(micro_batch), 0
     progress = torch.full((), progress, device=batch.device)  # a tensor: a number would compile anew at every step
     for i, part in enumerate(parts):
         if isinstance(model, DistributedDataParallel):
             model.require_backward_grad_sync = i == len(parts) - 1
         with autocast:
             part_loss = model(part[:, :-1].contiguous(), part[:, 1:].contiguous(), progress) / len(parts)
-        part_loss.backward()
-        loss += part_loss.detach()
+        part_loss.view(-1)[0].backward()
+        loss = loss + part_loss.detach()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)
     for optimizer in optimizers:
         optimizer.step()

@@ -348,9 +348,9 @@ class Run:
     def log_step(self, loss, norm, lr_scale):
         """Log a step: its loss, given in nats, as bits per byte, and its gradient's norm. ValueError if not finite."""
         cfg, machine, data, step = self.cfg, self.machine, self.batches.data, self.step
-        watched = {"loss": loss} | getattr(self.objective, "watched", {})
-        sums = machine.sum([x.item() for x in watched.values()])
-        watched = {name: x / machine.world for name, x in zip(watched, sums, strict=True)}
+        names = ("loss", *getattr(self.objective, "watches", ()))
+        sums = machine.sum(loss.flatten().tolist())
+        watched = {name: x / machine.world for name, x in zip(names, sums, strict=True)}
         loss, norm = watched.pop("loss"), norm.item()
         if not (math.isfinite(loss) and math.isfinite(norm)):
             self.record("failed", loss=str(loss), norm=str(norm))
