@@ -2,13 +2,13 @@
 
     python bench.py speed                                # 10M, pooled beside plain (on CUDA: 50M, beside BPE as well)
     python bench.py speed config/demo.py config/stlm_10m.py --rounds=5
-    python bench.py eval --out_dir=out/demo              # val and five benchmarks, from the Hub
+    python bench.py eval --model=out/demo                # val and five benchmarks, from the Hub
     python bench.py eval --data=DIR --tasks=val,blimp    # DIR/blimp.jsonl
     python bench.py eval --text=novel.txt                # bits per byte of any text
 
 speed: training (forward, backward, optimizer step, at the config's own batch) and generation, of untrained models fed
     with real text; every config in a process of its own, configs taking turns, warm-up left out.
-eval: scores the run's final weights (or --weights=best) into out_dir/eval.json, as lm-evaluation-harness does: acc
+eval: scores the run's final weights (or --weights=best) into its eval.json, as lm-evaluation-harness does: acc
     takes the choice with the highest sum of log-probabilities (ties share the point), acc_norm divides by characters,
     acc_bytes by bytes. BLiMP compares whole sentences, WinoGrande what follows either name, ARC and MMLU the
     answers' texts (cloze).
@@ -40,7 +40,7 @@ from tqdm import tqdm
 from common import commit, first_line, load_run, newest_run, read_utf8, write_json
 from config import ROOT, Config, build, load_file, parse
 from data import Data, bits_per_byte, continuation_start, encode, symbols_at_once
-from machine import Machine, pick_device
+from machine import Machine, flops_per_symbol, parameter_table, pick_device
 from model import PAD, STLM, rows_of, sample
 from optim import make_optimizers, prepare_for_training, train_step
 
@@ -58,7 +58,8 @@ class BenchConfig:
     seconds: float = 5.0  # of training in a round, at least (and at least one step)
     compile: Literal["auto", "on", "off"] = "auto"  # torch.compile in training; auto: as the config says
     # eval
-    out_dir: str = ""  # the run's folder; empty: the newest under out/
+    model: str = ""  # a run's folder, one that share.py wrote, or USER/NAME on the Hub; empty: the newest under out/
+    out_dir: str = ""  # another name of model
     weights: Literal["last", "best"] = "last"  # of the run: the newest, or those of the lowest val loss
     tasks: str = ""  # comma-separated: val and names of benchmarks; empty: all there are
     data: str = ""  # folder with TASK.jsonl files; empty: the Hub, through `datasets`
@@ -94,10 +95,10 @@ def measure_speed(cfg, options, text):
     torch.manual_seed(options.seed)
     model = STLM(cfg).to(machine.device)
     symbols = torch.tensor(encode(cfg, text), device=machine.device)
-    per_symbol, parameters = len(text) / len(symbols), model.parameter_table()
+    per_symbol, parameters = len(text) / len(symbols), parameter_table(model)
     found = {"parameters": parameters["total"], "tables": parameters["n-gram tables"]}
-    found |= {"batch": f"{cfg.batch_bytes // cfg.block_size} x {cfg.block_size}"}
-    found |= {"flops_per_byte": round(model.flops_per_symbol() / per_symbol)}
+    rows, flops = cfg.batch_bytes // cfg.block_size, flops_per_symbol(model) / per_symbol
+    found |= {"batch": f"{rows} x {cfg.block_size}", "flops_per_byte": round(flops)}
     found |= training_speed(model, cfg, options, symbols, per_symbol, machine)
     peak = machine.peak_flops()
     found["mfu"] = found["flops_per_byte"] * found["train_bytes_per_second"] / peak if peak else None
@@ -386,9 +387,11 @@ def benchmark(model, task, items, options):
 
 def evaluate(options):
     """Score a run's weights on its val and on benchmarks; write eval.json and print it."""
-    out = Path(options.out_dir) if options.out_dir else newest_run()
     machine = Machine(options.device, "float32" if options.dtype == "auto" else options.dtype)
-    model, checkpoint, path = load_run(out, options.weights, machine.device)
+    name = options.model or options.out_dir or newest_run()
+    model, checkpoint, path = load_run(name, options.weights, machine.device)
+    out = path.parent if path.exists() else Path("out", name.replace("/", "--"))  # (of the Hub's: a folder of our own)
+    out.mkdir(parents=True, exist_ok=True)
     there = tuple(sorted(p.stem for p in Path(options.data).glob("*.jsonl"))) if options.data else HUB_TASKS
     named = [t for t in options.tasks.split(",") if t]
     if unknown := [t for t in named if t not in ("val", *there)]:
@@ -441,8 +444,7 @@ def bits_two_ways(model, data, options):
 
 def val_of(checkpoint, data_dir):
     """The val split that the run was trained beside."""
-    run = SimpleNamespace(**checkpoint["config"] | ({"data_dir": data_dir} if data_dir else {}))
-    data = Data(run, "val")
+    data = Data(SimpleNamespace(**checkpoint["config"] | ({"data_dir": data_dir} if data_dir else {})), "val")
     data.verify(checkpoint)
     return data
 

@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -129,8 +130,7 @@ def known_values(config, cls, path):
     """Of a checkpoint's config (a dict) the knobs of `cls`. ValueError where it needs one that is gone."""
     known = {f.name for f in dataclasses.fields(cls)}
     if config.get("n_words"):
-        gone = f"n_words={config['n_words']}, which is gone"
-        raise ValueError(f"{path} has {gone}: `git checkout e465f86` still reads it")
+        raise ValueError(f"{path} has n_words={config['n_words']}: it is gone, `git checkout e465f86` still reads it")
     return {k: v for k, v in config.items() if k in known}
 
 
@@ -145,9 +145,10 @@ def load_model(path, device="cpu"):
     return model.to(device).eval(), checkpoint
 
 
-def load_run(folder, first="last", device="cpu"):
-    """-> (model, checkpoint, path) of a run: its `first`.pt, else (which is said, if that is broken) its other one."""
-    paths = [Path(folder) / f"{name}.pt" for name in sorted(("best", "last"), key=lambda name: name != first)]
+def load_run(name, first="last", device="cpu"):
+    """-> (model, checkpoint, path) of a run's folder: its `first`.pt, else (which is said, if that is broken) its other
+    one. Or of a shared folder, here or under USER/NAME on the Hub, where config.json tells of the run."""
+    paths = [Path(name) / f"{which}.pt" for which in sorted(("best", "last"), key=lambda which: which != first)]
     there = [path for path in paths if path.exists()]
     for path in there:
         try:
@@ -156,15 +157,26 @@ def load_run(folder, first="last", device="cpu"):
             if path == there[-1]:
                 raise
             print(f"{e}; {there[-1]} is used instead", file=sys.stderr)
-    raise ValueError(f"no run in {folder}: it has neither last.pt nor best.pt")
+    path = Path(name) / "model.safetensors"
+    if not path.exists() and not is_hub_name(name):
+        raise ValueError(f"no run in {name}: it has none of last.pt, best.pt and {path.name} (what share.py writes)")
+    model = STLM.from_pretrained(name).to(device)
+    run = {"step": 0, "elapsed": 0.0, "commit": "unknown", "data": {"name": ""}} | model.about
+    config = dataclasses.asdict(model.cfg) | {"dataset": str(run["data"].get("name")), "data_dir": "data"}
+    return model, run | {"config": config}, path
+
+
+def is_hub_name(name):
+    """Whether it is USER/NAME on the Hub. A folder wins, be it one that is missing in a folder that is there."""
+    return re.fullmatch(r"(?!out/)\w[\w.-]*/\w[\w.-]*", str(name)) is not None and not Path(name).parent.exists()
 
 
 def newest_run():
-    """The folder under out/ whose last.pt is the newest."""
-    runs = sorted(Path("out").glob("*/last.pt"), key=lambda p: p.stat().st_mtime)
-    if not runs:
-        raise ValueError("no run under out/ yet: python train.py makes one")
-    return runs[-1].parent
+    """The folder under out/ whose last.pt is the newest; before there is one, the model that comes with the code."""
+    if runs := sorted(Path("out").glob("*/last.pt"), key=lambda p: p.stat().st_mtime):
+        return runs[-1].parent
+    print("no run under out/ yet (python train.py makes one): results/models/shakespeare_80k is taken", file=sys.stderr)
+    return ROOT / "results/models/shakespeare_80k"
 
 
 def commit():

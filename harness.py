@@ -1,6 +1,6 @@
 """A trained model in EleutherAI's lm-evaluation-harness (pip install lm-eval), with every task it has.
 
-python harness.py --model stlm --model_args out_dir=out/demo --tasks blimp,arc_easy --limit 200
+python harness.py --model stlm --model_args model=out/demo --tasks blimp,arc_easy --limit 200
 """
 
 import sys
@@ -16,18 +16,18 @@ except ImportError:
     sys.exit("harness.py needs lm-evaluation-harness: pip install 'lm-eval>=0.4.9'")
 
 from bench import score
-from common import load_run
+from common import load_run, newest_run
 from data import Data, bits_per_byte, decode, encode
 from machine import pick_device
 
 
 @register_model("stlm")
 class Harness(LM):
-    def __init__(self, out_dir, weights="last", device="auto", seed=1337, **ignored):
+    def __init__(self, model="", out_dir="", weights="last", device="auto", seed=1337, **ignored):
         super().__init__()
         usable = device and ("cuda" not in device or torch.cuda.is_available())  # (lm-eval's own default is cuda)
-        self.model, checkpoint, _ = load_run(out_dir, weights, pick_device(device if usable else "auto")[0])
-        self.context = checkpoint["config"]["block_size"]
+        device = pick_device(device if usable else "auto")[0]
+        self.model, *_ = load_run(model or out_dir or newest_run(), weights, device)
         self.generator = torch.Generator().manual_seed(seed)
 
     def loglikelihood(self, requests):
@@ -46,7 +46,7 @@ class Harness(LM):
     def loglikelihood_rolling(self, requests):
         """[log p of a whole text in nats], in consecutive windows of the context."""
         texts = (Data.of_text(self.model.cfg, request.args[0].encode()) for request in tqdm(requests, disable=None))
-        return [-bits_per_byte(self.model, data, self.context)["nats"] for data in texts]
+        return [-bits_per_byte(self.model, data, self.model.cfg.block_size)["nats"] for data in texts]
 
     def generate_until(self, requests):
         """[text up to the first stop string]; a token of max_gen_toks counts as 4 bytes."""

@@ -1,4 +1,5 @@
-"""The machine: on which device and in which dtype this process computes, and its place among the others."""
+"""The machine: on which device and in which dtype this process computes, its place among the others; and what a model
+asks of it: parameters and FLOPs."""
 
 import contextlib
 import ctypes
@@ -96,3 +97,31 @@ def keep_freed_memory():
         if not libc.mallopt(-3, 1 << 30):  # M_MMAP_THRESHOLD: up to 1 GiB comes from the heap
             libc.mallopt(-3, 32 << 20)  # (as much as an older glibc allows)
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the heap is not trimmed
+
+
+def parameter_table(model):
+    """Parameters by part; every tensor is counted once. {'embeddings': n, ..., 'total': n}"""
+    parts = {"embeddings": ["embed.", "match"], "n-gram tables": ["grams.", "from_grams."]}
+    parts |= {"local encoder": ["encoder.", "pool."], "trunk": ["attention.", "feed_forward.", "canon."]}
+    parts |= {"local decoder": ["unpool.", "gate.", "decoder."]}
+    counts = {
+        part: sum(p.numel() for name, p in model.named_parameters() if name.startswith(tuple(prefixes)))
+        for part, prefixes in parts.items()
+    }
+    counts["total"] = sum(p.numel() for p in model.parameters())
+    assert sum(counts.values()) == 2 * counts["total"], "a parameter belongs to no part"
+    return counts
+
+
+def flops_per_symbol(model):
+    """FLOPs of training on one byte (gpt2: token): 6 per weight where it is used, and the attention's products."""
+    cfg, n = model.cfg, parameter_table(model)
+    rate = cfg.n_patches / cfg.block_size if model.pooled else 1  # trunk positions per byte
+    uses = cfg.n_layer if cfg.share_ffn else 1
+    trunk = sum(p.numel() for p in (*model.attention.parameters(), *model.canon.parameters()))
+    trunk += uses * sum(p.numel() for p in model.feed_forward.parameters())
+    trunk += cfg.n_layer * cfg.n_embd * cfg.n_patches  # scores and sums, halved by causality: 12 C P / 2 = 6 C P
+    per_patch = model.pool.weight.numel() + model.unpool.weight.numel() if model.pooled else 0
+    local = n["embeddings"] + n["local encoder"] + n["local decoder"] - per_patch
+    local += model.from_grams.weight.numel() if cfg.n_grams else 0
+    return 6 * (local + rate * (per_patch + cfg.n_loop * trunk))

@@ -23,16 +23,16 @@ Departures from a vanilla GPT-2 (nanoGPT's model.py), each because it buys quali
 - LayerNorm without weights or biases: one fused kernel on every device, also without a compiler
 - every residual branch ends in a projection that starts at zero; no biases anywhere; no attention dropout
 
-`read` takes any number of bytes and leads from one state to the next. Training has fixed shapes, and so a shorter pass,
-`hidden`, made of the same parts.
-
 Shapes: B batch, T or S bytes, P patches, C channels of the trunk, E channels of the local layers, H heads, D head size.
 """
 
 import dataclasses
+import json
 import math
+import tempfile
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Literal, get_args
 
 import torch
 import torch.nn as nn
@@ -72,9 +72,11 @@ class ModelConfig:
 
     def __post_init__(self):
         may_be_zero = ("max_patches", "n_local_enc", "n_local_dec", "n_grams", "n_match")
-        for key in (f.name for f in dataclasses.fields(ModelConfig) if f.type is int):
-            value, lowest = getattr(self, key), 0 if key in may_be_zero else 1
-            if value < lowest or (key == "n_match" and value > 16):
+        for key, kind in ((f.name, f.type) for f in dataclasses.fields(ModelConfig)):
+            value, lowest, choices = getattr(self, key), 0 if key in may_be_zero else 1, get_args(kind)
+            if value not in choices if choices else type(value) is not kind:
+                raise ValueError(f"{key}={value!r} is not {f'one of {choices}' if choices else kind.__name__}")
+            if (kind is int and value < lowest) or (key == "n_match" and value > 16):
                 raise ValueError(f"{key}={value} must be at least {lowest}" + " and at most 16" * (key == "n_match"))
         if self.n_embd % (2 * self.n_head):
             raise ValueError(f"n_embd={self.n_embd} must be a multiple of 2 * n_head={2 * self.n_head} (rotary pairs)")
@@ -83,10 +85,8 @@ class ModelConfig:
         if not 257 <= self.gpt2_vocab <= GPT2_VOCAB:
             raise ValueError(f"gpt2_vocab={self.gpt2_vocab} must be between 257 and {GPT2_VOCAB}")
         if self.pooling == "none" and self.n_patches < self.block_size:
-            raise ValueError(
-                f"max_patches={self.max_patches} is below block_size={self.block_size}, but with pooling='none' every "
-                "byte is a patch: leave it at 0"
-            )
+            both = f"max_patches={self.max_patches} is below block_size={self.block_size}"
+            raise ValueError(f"{both}, but with pooling='none' every byte is a patch: leave it at 0")
 
     @property
     def match_lengths(self):
@@ -300,6 +300,7 @@ class STLM(nn.Module):
     def __init__(self, cfg):
         super().__init__()
         self.cfg = cfg
+        self.about = {}  # plain values that stay with shared weights: what they were trained on, and how
         self.pooled = cfg.pooling != "none"
         self.vocab_size = 256 if cfg.tokenizer == "bytes" else cfg.gpt2_vocab
         self.eot = self.vocab_size - 1
@@ -569,33 +570,76 @@ class STLM(nn.Module):
                 yield made if several else made[0]
             idx, t = torch.tensor([[text[t]] for text in texts]), t + 1
 
-    # --- accounting ---------------------------------------------------------------------------------------------------
+    # --- weights that load anywhere: tensors in safetensors, plain values in JSON, no code that is run ----------------
 
-    def parameter_table(self):
-        """Parameters by part; every tensor is counted once. {'embeddings': n, ..., 'total': n}"""
-        parts = {"embeddings": ["embed.", "match"], "n-gram tables": ["grams.", "from_grams."]}
-        parts |= {"local encoder": ["encoder.", "pool."], "trunk": ["attention.", "feed_forward.", "canon."]}
-        parts |= {"local decoder": ["unpool.", "gate.", "decoder."]}
-        counts = {
-            part: sum(p.numel() for name, p in self.named_parameters() if name.startswith(tuple(prefixes)))
-            for part, prefixes in parts.items()
-        }
-        counts["total"] = sum(p.numel() for p in self.parameters())
-        assert sum(counts.values()) == 2 * counts["total"], "a parameter belongs to no part"
-        return counts
+    @classmethod
+    def from_pretrained(cls, name):
+        """The model, in eval mode, that save_pretrained wrote into a folder, or push_to_hub to USER/NAME on the Hub."""
+        from safetensors.torch import load_file
 
-    def flops_per_symbol(self):
-        """FLOPs of training on one byte (gpt2: token): 6 per weight where it is used, and the attention's products."""
-        cfg, n = self.cfg, self.parameter_table()
-        rate = cfg.n_patches / cfg.block_size if self.pooled else 1  # trunk positions per byte
-        uses = cfg.n_layer if cfg.share_ffn else 1
-        trunk = sum(p.numel() for p in (*self.attention.parameters(), *self.canon.parameters()))
-        trunk += uses * sum(p.numel() for p in self.feed_forward.parameters())
-        trunk += cfg.n_layer * cfg.n_embd * cfg.n_patches  # scores and sums, halved by causality: 12 C P / 2 = 6 C P
-        per_patch = self.pool.weight.numel() + self.unpool.weight.numel() if self.pooled else 0
-        local = n["embeddings"] + n["local encoder"] + n["local decoder"] - per_patch
-        local += self.from_grams.weight.numel() if cfg.n_grams else 0
-        return 6 * (local + rate * (per_patch + cfg.n_loop * trunk))
+        folder = Path(name)
+        try:
+            if not folder.exists() and not folder.parent.exists():
+                from huggingface_hub import snapshot_download
+
+                folder = Path(snapshot_download(str(name), allow_patterns=["config.json", "model.safetensors"]))
+            config, stored = json.loads((folder / "config.json").read_bytes()), load_file(folder / "model.safetensors")
+            about, model = config.pop("about", {}), cls(ModelConfig(**config))
+            for key, w in model.state_dict().items():
+                if f"{key}.scale" in stored:
+                    stored[key] = unpack(stored[key], stored.pop(f"{key}.scale"), w.shape)
+            model.load_state_dict(stored)
+            if not all(w.isfinite().all() for w in model.parameters()):
+                raise ValueError("its weights are not finite")
+        except Exception as e:
+            why = " ".join(str(e).split())[:300]
+            raise ValueError(f"no model in {name} (a folder here, or USER/NAME on the Hub): {why}") from None
+        model.about = about
+        return model.eval()
+
+    def save_pretrained(self, folder, bits=32, card=""):
+        """Write model.safetensors, config.json, README.md (the `card`) and a copy of this file. bits: 32, 16 (bfloat16)
+        and, see `pack`, 8 or 4, where small tensors keep 16, and the embedding, which is also the head, at least 8."""
+        from safetensors.torch import save
+
+        if bits not in (32, 16, 8, 4):
+            raise ValueError(f"bits={bits} must be 32, 16, 8 or 4")
+        tensors, folder = {}, Path(folder)
+        for key, w in self.state_dict().items():
+            if bits >= 16 or "canon" in key or key == "match":
+                tensors[key] = w.to(torch.float32 if bits == 32 else torch.bfloat16)
+            else:
+                tensors[key], tensors[f"{key}.scale"] = pack(w, 8 if key == "embed.weight" else bits)
+        config = {f.name: getattr(self.cfg, f.name) for f in dataclasses.fields(ModelConfig)}
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "model.safetensors").write_bytes(save(tensors))
+        (folder / "config.json").write_text(json.dumps(config | {"about": self.about | {"bits": bits}}, indent=1))
+        (folder / "README.md").write_text(card or "`STLM.from_pretrained` in model.py loads it.", encoding="utf-8")
+        (folder / "model.py").write_bytes(Path(__file__).read_bytes())
+
+    def push_to_hub(self, name, bits=32, card=""):
+        """save_pretrained into USER/NAME on the Hub, made if it is not there. `hf auth login` comes first."""
+        from huggingface_hub import create_repo, upload_folder
+
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, bits, card)
+            create_repo(name, exist_ok=True)
+            upload_folder(repo_id=name, folder_path=folder)
+
+
+def pack(w, bits):
+    """A matrix as whole numbers in groups, and each group's scale. 8 bits: by row; 4: by 64 weights, two in a byte."""
+    groups, most = w if bits == 8 else F.pad(w.flatten(), (0, -w.numel() % 64)).view(-1, 64), 2 ** (bits - 1)
+    scale = (groups.gather(1, groups.abs().argmax(dim=1, keepdim=True)) / -most).half()  # the extreme becomes -most
+    whole = (groups / scale.float().where(scale != 0, 1)).round().clamp(-most, most - 1).to(torch.int8)
+    return whole if bits == 8 else ((whole[:, ::2] + 8) * 16 + whole[:, 1::2] + 8).byte(), scale
+
+
+def unpack(whole, scale, shape):
+    """The matrix of this shape that `pack` made them of."""
+    if whole.dtype == torch.uint8:
+        whole = torch.stack((whole >> 4, whole & 15), dim=2).flatten(1) - 8.0
+    return (whole * scale.float()).flatten().split((shape.numel(), -shape.numel() % whole.size(1)))[0].view(shape)
 
 
 def rows_of(state, rows):

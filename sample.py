@@ -1,7 +1,7 @@
 """Write text with a trained model, streamed as it comes.
 
     python sample.py                                     # the newest run under out/
-    python sample.py --out_dir=out/stlm_10m --prompt="The mitochondria" --temperature=0.7
+    python sample.py --model=out/stlm_10m --prompt="The mitochondria" --temperature=0.7
     cat question.txt | python sample.py --prompt_file=- --max_new_bytes=200
 
 Text goes to stdout (UTF-8; the prompt first), everything else to stderr. `--help` lists every knob.
@@ -12,7 +12,6 @@ import os
 import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -26,7 +25,8 @@ from machine import pick_device
 @dataclass
 class SampleConfig:
     # model
-    out_dir: str = ""  # the run's folder; empty: the newest under out/
+    model: str = ""  # a run's folder, one that share.py wrote, or USER/NAME on the Hub; empty: the newest under out/
+    out_dir: str = ""  # another name of model
     weights: Literal["best", "last"] = "best"  # of the run: those of the lowest val loss, or the newest
     device: str = "auto"  # auto: cuda, else mps, else cpu
     # text
@@ -42,6 +42,8 @@ class SampleConfig:
     seed: int = 1337  # same seed, same text
 
     def __post_init__(self):
+        if self.model and self.out_dir:
+            raise ValueError("give model or out_dir, not both: they mean the same")
         if self.prompt and self.prompt_file:
             raise ValueError("give prompt or prompt_file, not both")
         for key in ("max_new_bytes", "temperature", "top_k", "seed"):
@@ -65,15 +67,12 @@ def main(argv=None):
         raise ValueError(f"prompt is not UTF-8: its character {e.start} is {cfg.prompt[e.start]!r}") from None
     if cfg.prompt_file:
         prompt = read_utf8(cfg.prompt_file, "prompt_file")
-    out = Path(cfg.out_dir) if cfg.out_dir else newest_run()
     device = pick_device(cfg.device)[0]
-    model, checkpoint, path = load_run(out, cfg.weights, device)
+    model, checkpoint, path = load_run(cfg.model or cfg.out_dir or newest_run(), cfg.weights, device)
     if device.type == "cpu":  # a byte is little work: threads wait for each other, on a busy machine ten times as long
         torch.set_num_threads(1)
-    print(
-        f"{path}: step {checkpoint['step']}, {checkpoint['parameters']['total']:,} parameters, {device}",
-        file=sys.stderr,
-    )
+    parameters = sum(p.numel() for p in model.parameters())
+    print(f"{path}: step {checkpoint['step']}, {parameters:,} parameters, {device}", file=sys.stderr)
     sys.stdout.reconfigure(encoding="utf-8")
     generator = torch.Generator().manual_seed(cfg.seed)
     for i in range(cfg.num_samples):

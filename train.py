@@ -28,7 +28,7 @@ import common
 from common import commit, duration, load_checkpoint, write_atomically, write_json
 from config import Config, build, parse
 from data import Data, bits_per_byte, newest_dataset
-from machine import Machine
+from machine import Machine, flops_per_symbol, parameter_table
 from model import STLM, ModelConfig
 from objectives import make_objective, own_weights
 from optim import load_optimizers, make_optimizers, prepare_for_training, set_schedules, train_step
@@ -223,7 +223,7 @@ class Run:
 
     def begin(self, argv, model, objective, optimizers, batches, compiled):
         """Say what will run; make the folder, or cut a resumed run's log to the checkpoint's step."""
-        cfg, machine, parameters = self.cfg, self.machine, model.parameter_table()
+        cfg, machine, parameters = self.cfg, self.machine, parameter_table(model)
         self.model, self.objective, self.optimizers = model, objective, optimizers
         why = f"{machine.why}, compile {'on' if compiled else 'off'}"
         self.say(f"{why}\nparameters (the head is the embedding):")
@@ -234,7 +234,7 @@ class Run:
         if (patches > cfg.n_patches).float().mean() > 0.05:
             need = math.ceil(patches.quantile(0.99).item())
             self.say(f"many rows have more patches than max_patches={cfg.n_patches}: --max_patches={need} would do")
-        self.model_flops, self.batches = model.flops_per_symbol(), batches
+        self.model_flops, self.batches = flops_per_symbol(model), batches
         versions = {"torch": torch.__version__, "python": platform.python_version(), "platform": platform.platform()}
         self.info = {"command": shlex.join(["train.py", *argv]), "config": dataclasses.asdict(cfg), "commit": commit()}
         self.info |= {"parameters": parameters, "data": batches.data.meta, "device": machine.name, "why": why}

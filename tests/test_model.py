@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from config import Config, build, load_file
+from machine import flops_per_symbol, parameter_table
 from model import EOT, NONE, STLM, LocalLayer, ModelConfig, Past, matches, newest_matches, rows_of
 
 
@@ -309,7 +310,7 @@ def test_embedding_is_the_head(pooling, tmp_path):
     again.load_state_dict(torch.load(tmp_path / "w.pt", weights_only=True))
     idx = text(30)
     torch.testing.assert_close(logits(again, idx), logits(model, idx))  # (a GPU adds in no fixed order)
-    assert model.parameter_table()["total"] == sum(p.numel() for p in set(model.parameters()))
+    assert parameter_table(model)["total"] == sum(p.numel() for p in set(model.parameters()))
 
 
 def test_training_shapes_do_not_depend_on_the_text(pooling, device):
@@ -364,7 +365,7 @@ def test_shipped_configs(path):
     """Law 8: counts are what the names say; byte models start at 8.0 +- 0.3 bpb."""
     cfg = build(Config, load_file(Config, path)[0])
     with torch.device("meta"):
-        total = STLM(cfg).parameter_table()["total"]
+        total = parameter_table(STLM(cfg))["total"]
     unit = {"k": 1e3, "m": 1e6}
     figure = path.stem.split("_")[-1]
     if path.stem == "demo":
@@ -400,10 +401,10 @@ def test_one_batch_can_be_learnt_by_heart(pooling):
 
 def test_looping_and_sharing_save_parameters():
     base, shared = tiny(n_loop=1, canon_reach=1), tiny(n_loop=3, canon_reach=1, share_ffn=True)
-    trunk, attention = base.parameter_table()["trunk"], 4 * 32 * 32
-    assert shared.parameter_table()["trunk"] == trunk - 8 * 32 * 32 and trunk == 2 * (attention + 8 * 32 * 32)
+    trunk, attention = parameter_table(base)["trunk"], 4 * 32 * 32
+    assert parameter_table(shared)["trunk"] == trunk - 8 * 32 * 32 and trunk == 2 * (attention + 8 * 32 * 32)
     idx = text(48)
-    assert torch.isfinite(logits(shared, idx)).all() and shared.flops_per_symbol() > base.flops_per_symbol()
+    assert torch.isfinite(logits(shared, idx)).all() and flops_per_symbol(shared) > flops_per_symbol(base)
 
 
 def test_flops_count_what_a_profiler_counts(pooling):
@@ -417,7 +418,7 @@ def test_flops_count_what_a_profiler_counts(pooling):
         model(idx[:, :-1], idx[:, 1:]).backward()
     counted = sum(n for op, n in counter.get_flop_counts()["Global"].items() if op.__name__ in ("mm", "addmm", "bmm"))
     attention = 6 * model.cfg.n_layer * model.cfg.n_loop * 32 * model.cfg.n_patches
-    ours = model.flops_per_symbol() - attention * (1 if pooling == "none" else model.cfg.n_patches / 96)
+    ours = flops_per_symbol(model) - attention * (1 if pooling == "none" else model.cfg.n_patches / 96)
     convolutions = 6 * sum(p.numel() for n, p in model.named_parameters() if "canon." in n)
     assert ours - convolutions == pytest.approx(counted / (4 * 96), rel=0.2)
 
