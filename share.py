@@ -48,7 +48,8 @@ tags: [stlm, byte-level]
 A super tiny language model: {parameters:,} parameters, of which {tables:,} are a table of n-grams, {megabytes:.2f} MB
 ({bits} bits a weight). It reads {symbols}, in training {context:,} at a time.
 
-{python}In a clone of stlm `python sample.py --model={to}` writes text, and `python bench.py eval --model={to}` scores it.
+{python}In a clone of stlm `python sample.py --model={to}` writes text, and `python bench.py eval` with the same
+`--model` says how well.
 
 ## What it read, and what it is worth
 
