@@ -8,10 +8,9 @@
 
 speed: training (forward, backward, optimizer step, at the config's own batch) and generation, of untrained models fed
     with real text; every config in a process of its own, configs taking turns, warm-up left out.
-eval: scores the run's final weights (or --weights=best) into its eval.json, as lm-evaluation-harness does: acc
-    takes the choice with the highest sum of log-probabilities (ties share the point), acc_norm divides by characters,
-    acc_bytes by bytes. BLiMP compares whole sentences, WinoGrande what follows either name, ARC and MMLU the
-    answers' texts (cloze).
+eval: scores a run's final weights (or --weights=best) into its eval.json, as lm-evaluation-harness does: acc takes the
+    choice with the highest sum of log-probabilities (ties share the point), acc_norm divides by characters, acc_bytes
+    by bytes. BLiMP compares whole sentences, WinoGrande what follows either name, ARC and MMLU the answers' texts.
     A line of DIR/TASK.jsonl: {"context": str, "choices": [str, ...], "answer": int} or {"context_options": [str, ...],
     "continuation": str, "answer": int}, with "group" if you like.
 """
@@ -129,8 +128,9 @@ def training_speed(model, cfg, options, symbols, per_symbol, machine):
     if machine.device.type == "cuda":
         found["peak_memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
     elif sys.platform == "linux":  # on a CPU: of the whole process
-        status = Path("/proc/self/status").read_text(encoding="utf-8")
-        found["peak_memory_gb"] = int(re.search(r"VmHWM:\s+(\d+)", status)[1]) * 1024 / 1e9
+        found["peak_memory_gb"] = (
+            int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1e6 * 1.024
+        )
     return found
 
 
@@ -390,7 +390,7 @@ def evaluate(options):
     machine = Machine(options.device, "float32" if options.dtype == "auto" else options.dtype)
     name = options.model or options.out_dir or newest_run()
     model, checkpoint, path = load_run(name, options.weights, machine.device)
-    out = path.parent if path.exists() else Path("out", name.replace("/", "--"))  # (of the Hub's: a folder of our own)
+    out = path.parent if path.exists() else Path("out", str(path.parent).replace("/", "--"))  # (for one on the Hub)
     out.mkdir(parents=True, exist_ok=True)
     there = tuple(sorted(p.stem for p in Path(options.data).glob("*.jsonl"))) if options.data else HUB_TASKS
     named = [t for t in options.tasks.split(",") if t]

@@ -49,8 +49,7 @@ def write_json(path, value):
 
 
 def read_utf8(path, knob):
-    """The bytes of a text file ("-": standard input), without a byte-order mark. ValueError with the knob's name if it
-    is missing or not UTF-8."""
+    """The bytes of a UTF-8 text file ("-": standard input), without a byte-order mark. `knob` is named in errors."""
     try:
         raw = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
         raw.decode("utf-8")
@@ -62,8 +61,7 @@ def read_utf8(path, knob):
 
 
 def read_log(path):
-    """The events of a run's log.jsonl. A line that is none is named on stderr and left out: a killed run may leave
-    half of one."""
+    """The events of a run's log.jsonl. A line that is none (a killed run leaves half of one) is named and left out."""
     events = []
     for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
         try:
@@ -128,10 +126,9 @@ def load_checkpoint(path, device="cpu"):
 
 def known_values(config, cls, path):
     """Of a checkpoint's config (a dict) the knobs of `cls`. ValueError where it needs one that is gone."""
-    known = {f.name for f in dataclasses.fields(cls)}
     if config.get("n_words"):
         raise ValueError(f"{path} has n_words={config['n_words']}: it is gone, `git checkout e465f86` still reads it")
-    return {k: v for k, v in config.items() if k in known}
+    return {f.name: config[f.name] for f in dataclasses.fields(cls) if f.name in config}
 
 
 def load_model(path, device="cpu"):
@@ -148,8 +145,7 @@ def load_model(path, device="cpu"):
 def load_run(name, first="last", device="cpu"):
     """-> (model, checkpoint, path) of a run's folder: its `first`.pt, else (which is said, if that is broken) its other
     one. Or of a shared folder, here or under USER/NAME on the Hub, where config.json tells of the run."""
-    paths = [Path(name) / f"{which}.pt" for which in sorted(("best", "last"), key=lambda which: which != first)]
-    there = [path for path in paths if path.exists()]
+    there = [p for p in (Path(name, f"{which}.pt") for which in dict.fromkeys((first, "best", "last"))) if p.exists()]
     for path in there:
         try:
             return *load_model(path, device), path
@@ -161,7 +157,8 @@ def load_run(name, first="last", device="cpu"):
     if not path.exists() and not is_hub_name(name):
         raise ValueError(f"no run in {name}: it has none of last.pt, best.pt and {path.name} (what share.py writes)")
     model = STLM.from_pretrained(name).to(device)
-    run = {"step": 0, "elapsed": 0.0, "commit": "unknown", "data": {"name": ""}} | model.about
+    nothing = {"step": 0, "elapsed": 0.0, "commit": "unknown", "data": {}}
+    run = nothing | {k: v for k, v in model.about.items() if type(v) is type(nothing.get(k, v))}
     config = dataclasses.asdict(model.cfg) | {"dataset": str(run["data"].get("name")), "data_dir": "data"}
     return model, run | {"config": config}, path
 

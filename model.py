@@ -584,7 +584,10 @@ class STLM(nn.Module):
 
                 folder = Path(snapshot_download(str(name), allow_patterns=["config.json", "model.safetensors"]))
             config, stored = json.loads((folder / "config.json").read_bytes()), load_file(folder / "model.safetensors")
-            about, model = config.pop("about", {}), cls(ModelConfig(**config))
+            about, cfg = dict(config.pop("about", {})), ModelConfig(**config)
+            if max(cfg.n_layer, cfg.n_local_enc, cfg.n_local_dec) > len(stored):
+                raise ValueError("config.json has more layers than model.safetensors")
+            model = cls(cfg)
             for key, w in model.state_dict().items():
                 if f"{key}.scale" in stored:
                     stored[key] = unpack(stored[key], stored.pop(f"{key}.scale"), w.shape)
