@@ -94,11 +94,12 @@ def measure_speed(cfg, options, text):
     torch.manual_seed(options.seed)
     model = STLM(cfg).to(machine.device)
     symbols = torch.tensor(encode(cfg, text), device=machine.device)
-    per_symbol, parameters = len(text) / len(symbols), parameter_table(model)
+    per_symbol, parameters, flops = len(text) / len(symbols), parameter_table(model), flops_per_symbol(model)
     found = {"parameters": parameters["total"], "tables": parameters["n-gram tables"]}
-    rows, flops = cfg.batch_bytes // cfg.block_size, flops_per_symbol(model) / per_symbol
-    found |= {"batch": f"{rows} x {cfg.block_size}", "flops_per_byte": round(flops)}
-    found |= training_speed(model, cfg, options, symbols, per_symbol, machine)
+    found |= {"batch": f"{cfg.batch_bytes // cfg.block_size} x {cfg.block_size}"}
+    found |= {"flops_per_byte": round(flops / per_symbol)} | training_speed(
+        model, cfg, options, symbols, per_symbol, machine
+    )
     peak = machine.peak_flops()
     found["mfu"] = found["flops_per_byte"] * found["train_bytes_per_second"] / peak if peak else None
     found |= generation_speed(model.eval(), symbols, per_symbol, machine)
@@ -128,9 +129,8 @@ def training_speed(model, cfg, options, symbols, per_symbol, machine):
     if machine.device.type == "cuda":
         found["peak_memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
     elif sys.platform == "linux":  # on a CPU: of the whole process
-        found["peak_memory_gb"] = (
-            int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1e6 * 1.024
-        )
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        found["peak_memory_gb"] = int(re.search(r"VmHWM:\s+(\d+)", status)[1]) * 1024 / 1e9
     return found
 
 

@@ -49,7 +49,9 @@ def test_rooms_keep_their_size_and_know_only_those_below(file):
     ours = {Path(f).parts[0].removesuffix(".py") for f in HOUSE} | {"train"}
     assert found & ours <= set(may_import.split())
     if file == "model.py":
-        assert found - set(sys.stdlib_module_names) == {"torch"}
+        at_the_top = {n.names[0].name.split(".")[0] for n in ast.parse(text).body if isinstance(n, ast.Import)}
+        assert at_the_top - set(sys.stdlib_module_names) == {"torch"}, "it is read and used with torch alone"
+        assert found - set(sys.stdlib_module_names) == {"torch", "safetensors", "huggingface_hub"}
 
 
 def test_every_script_is_a_room():

@@ -67,8 +67,3 @@ def test_errors_are_one_line(trained, args, words):
     assert done.returncode == 1 and done.stdout == "" and done.stderr.strip().count("\n") == 0
     for word in words:
         assert word in done.stderr
-
-
-def test_without_any_run_it_says_what_to_do(tmp_path):
-    done = run("sample.py", check=False, cwd=tmp_path)
-    assert done.returncode == 1 and "train.py" in done.stderr
