@@ -94,12 +94,10 @@ def measure_speed(cfg, options, text):
     torch.manual_seed(options.seed)
     model = STLM(cfg).to(machine.device)
     symbols = torch.tensor(encode(cfg, text), device=machine.device)
-    per_symbol, parameters, flops = len(text) / len(symbols), parameter_table(model), flops_per_symbol(model)
+    per_symbol, parameters, T = len(text) / len(symbols), parameter_table(model), cfg.block_size
     found = {"parameters": parameters["total"], "tables": parameters["n-gram tables"]}
-    found |= {"batch": f"{cfg.batch_bytes // cfg.block_size} x {cfg.block_size}"}
-    found |= {"flops_per_byte": round(flops / per_symbol)} | training_speed(
-        model, cfg, options, symbols, per_symbol, machine
-    )
+    found |= {"batch": f"{cfg.batch_bytes // T} x {T}", "flops_per_byte": round(flops_per_symbol(model) / per_symbol)}
+    found |= training_speed(model, cfg, options, symbols, per_symbol, machine)
     peak = machine.peak_flops()
     found["mfu"] = found["flops_per_byte"] * found["train_bytes_per_second"] / peak if peak else None
     found |= generation_speed(model.eval(), symbols, per_symbol, machine)

@@ -127,7 +127,7 @@ def load_checkpoint(path, device="cpu"):
 def known_values(config, cls, path):
     """Of a checkpoint's config (a dict) the knobs of `cls`. ValueError where it needs one that is gone."""
     if config.get("n_words"):
-        raise ValueError(f"{path} has n_words={config['n_words']}: it is gone, `git checkout e465f86` still reads it")
+        raise ValueError(f"{path} has n_words={config['n_words']}, now gone: `git checkout e465f86` still reads it")
     return {f.name: config[f.name] for f in dataclasses.fields(cls) if f.name in config}
 
 

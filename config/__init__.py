@@ -34,9 +34,7 @@ class Config(ModelConfig):
     dataset: str = ""  # folder under data_dir, made by prepare.py; empty: the newest for this tokenizer
     data_dir: str = "data"  # where datasets live
     out_dir: str = ""  # where the run goes; empty: out/ and the config file's name
-    init_from: str = (
-        ""  # whose weights to start from (fine-tuning): a run's best, a shared folder's, USER/NAME's on the Hub
-    )
+    init_from: str = ""  # fine-tuning: start from the best weights of a run, or a shared folder, or USER/NAME
     resume: Literal["", "true", "auto"] = ""  # go on from out_dir/last.pt; auto: or start, if there is none
     overwrite: bool = False  # throw away what is in out_dir
     seed: int = 1337  # of weights, data order, dropout and masks

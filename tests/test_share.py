@@ -306,7 +306,7 @@ def test_what_is_no_shared_folder_is_not_written_into(trained, tmp_path):
 
 class Malice:
     def __reduce__(self):
-        return (open, ("/tmp/stlm_was_here", "w"))
+        return (open, ("it_was_run", "w"))
 
 
 def config_with(**changes):
@@ -368,14 +368,15 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_a_damaged_folder_is_refused_in_one_line(kind, shared, tmp_path):
+def test_a_damaged_folder_is_refused_in_one_line(kind, shared, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     folder = tmp_path / "model"
     shutil.copytree(shared, folder)
     DAMAGE[kind](folder)
     with pytest.raises(ValueError, match=r"model") as e:
         common.load_run(folder)
     assert "\n" not in str(e.value) and str(folder) in str(e.value) and len(str(e.value)) < 500
-    assert not share.Path("/tmp/stlm_was_here").exists()
+    assert not (tmp_path / "it_was_run").exists()
 
 
 def test_what_is_told_wrongly_of_a_run_is_not_believed(shared, tmp_path):
@@ -385,7 +386,7 @@ def test_what_is_told_wrongly_of_a_run_is_not_believed(shared, tmp_path):
     assert checkpoint["data"] == {} and checkpoint["step"] == 0 and checkpoint["commit"] == "unknown"
 
 
-def test_code_that_lies_beside_the_weights_is_not_run(shared, tmp_path, monkeypatch):
+def test_code_that_lies_beside_the_weights_is_not_run(shared, tmp_path):
     folder = tmp_path / "model"
     shutil.copytree(shared, folder)
     for name in ("model.py", "config.py", "common.py", "safetensors.py", "sitecustomize.py", "conftest.py"):
