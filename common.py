@@ -135,11 +135,11 @@ def load_model(path, device="cpu"):
     """The model of a checkpoint, in eval mode, and the checkpoint's dict."""
     checkpoint = load_checkpoint(path, device)
     try:
-        model = STLM(ModelConfig(**known_values(checkpoint["config"], ModelConfig, path)))
-        model.load_state_dict(checkpoint["model"])
+        cfg = ModelConfig(**known_values(checkpoint["config"], ModelConfig, path))
+        model = STLM.with_weights(cfg, checkpoint["model"])
     except (RuntimeError, TypeError, AttributeError, ValueError) as e:
         raise ValueError(f"{path} cannot be used: its weights and its config do not fit ({first_line(e)})") from None
-    return model.to(device).eval(), checkpoint
+    return model.to(device), checkpoint
 
 
 def load_run(name, first="last", device="cpu"):

@@ -41,6 +41,7 @@ import torch.nn.functional as F
 EOT, PAD = 0xFF, 0xFE  # bytes that never occur in UTF-8: the border between documents, and nothing
 NONE = -1  # in place of a symbol: the text has not begun yet, or there is no match
 GPT2_VOCAB = 50257
+WORD = [b >= 0x80 or chr(b).isalnum() for b in range(255)] + [False]  # is a byte part of a word? (EOT is not)
 HASH = 50261  # the factor of the polynomial hash of n-grams: odd, and larger than any symbol
 
 
@@ -319,9 +320,8 @@ class STLM(nn.Module):
         self.feed_forward = nn.ModuleList(FeedForward(cfg) for _ in range(1 if cfg.share_ffn else cfg.n_layer))
         n_canon = 2 * cfg.n_layer if cfg.canon_reach > 1 else 0  # before each attention and each feed-forward
         self.canon = nn.ModuleList(Canon(cfg.canon_reach, cfg.n_embd) for _ in range(n_canon))
-        word = [b >= 0x80 or chr(b).isalnum() for b in range(255)] + [False]  # (EOT is none)
-        self.register_buffer("is_separator", ~torch.tensor(word), persistent=False)
-        # the share to drop, a tensor: a schedule may change it without recompiling
+        # tensors that no checkpoint holds; the share to drop is one, so that a schedule changes it without recompiling
+        self.register_buffer("is_separator", ~torch.tensor(WORD), persistent=False)
         self.register_buffer("drop", torch.zeros(()), persistent=False)
         self.reset_parameters()
 
@@ -573,6 +573,16 @@ class STLM(nn.Module):
     # --- weights that load anywhere: tensors in safetensors, plain values in JSON, no code that is run ----------------
 
     @classmethod
+    def with_weights(cls, cfg, weights):
+        """The model, in eval mode, that takes over the tensors of a state_dict: in memory once, without first weights."""
+        with torch.device("meta"):
+            model = cls(cfg)
+        model.load_state_dict(weights, assign=True)
+        device = model.embed.weight.device
+        model.is_separator, model.drop = ~torch.tensor(WORD, device=device), torch.zeros((), device=device)
+        return model.eval()
+
+    @classmethod
     def from_pretrained(cls, name):
         """The model, in eval mode, that save_pretrained wrote into a folder, or push_to_hub to USER/NAME on the Hub."""
         from safetensors.torch import load_file
@@ -587,18 +597,18 @@ class STLM(nn.Module):
             about, cfg = dict(config.pop("about", {})), ModelConfig(**config)
             if max(cfg.n_layer, cfg.n_local_enc, cfg.n_local_dec) > len(stored):
                 raise ValueError("config.json has more layers than model.safetensors")
-            model = cls(cfg)
-            for key, w in model.state_dict().items():
-                if f"{key}.scale" in stored:
-                    stored[key] = unpack(stored[key], stored.pop(f"{key}.scale"), w.shape)
-            model.load_state_dict(stored)
+            with torch.device("meta"):
+                shapes = {key: w.shape for key, w in cls(cfg).state_dict().items()}
+            for key in [key for key in shapes if f"{key}.scale" in stored]:
+                stored[key] = unpack(stored[key], stored.pop(f"{key}.scale"), shapes[key])
+            model = cls.with_weights(cfg, {key: w.float() for key, w in stored.items()})
             if not all(w.isfinite().all() for w in model.parameters()):
                 raise ValueError("its weights are not finite")
         except Exception as e:
             why = " ".join(str(e).split())[:300]
             raise ValueError(f"no model in {name} (a folder here, or USER/NAME on the Hub): {why}") from None
         model.about = about
-        return model.eval()
+        return model
 
     def save_pretrained(self, folder, bits=32, card=""):
         """Write model.safetensors, config.json, README.md (the `card`) and a copy of this file. bits: 32, 16 (bfloat16)

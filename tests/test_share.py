@@ -155,7 +155,7 @@ def test_the_card_tells_what_the_run_knows(trained, shared):
         assert fact in card
     python = card.split("```python\n")[1].split("```")[0]
     done = subprocess.run([sys.executable, "-c", python], cwd=shared, capture_output=True, text=True)
-    assert done.returncode == 0 and len(done.stdout) > 50, done.stderr
+    assert done.returncode == 0 and len(done.stdout) > 10, done.stderr
 
 
 def test_benchmarks_are_in_the_card(trained, tmp_path):
