@@ -14,8 +14,8 @@ max_steps = 8 * 4_000_000 // 8192
 n_layer = 3
 n_head = 2
 n_embd = 96
-n_local_embd = 72
-gram_rows = 1600
+n_local_embd = 64
+gram_rows = 1300
 # training
 batch_bytes = 8192
 micro_batch = 0
