@@ -121,7 +121,7 @@ def go_on_or_start(cfg):
             raise ValueError(f"init_from={cfg.init_from} would be thrown away for out_dir: give another --out_dir")
         return cfg, None
     checkpoint = load_checkpoint(path)
-    old = build(Config, common.known_values(checkpoint["config"], Config, path), path)
+    old = build(type(cfg), common.known_values(checkpoint["config"], type(cfg), path), path)
     for key in sorted(cfg.explicit - MAY_CHANGE - OF_THE_COMMAND):
         if getattr(cfg, key) != getattr(old, key):
             both = f"{key}={getattr(cfg, key)!r}, but {path} has {getattr(old, key)!r}"
@@ -208,6 +208,8 @@ class Run:
     """A run's step and clock, the signals it gets, and its folder: log.jsonl (a JSON object per event), run.json (what,
     where, status), checkpoints, loss.png. Every process has one; only that of rank 0 prints and writes."""
 
+    script, measure = "train.py", "bpb"  # what runs; of an evaluation, what is best where it is lowest
+
     def __init__(self, cfg, machine, checkpoint):
         self.cfg, self.machine, self.writes, self.out = cfg, machine, machine.rank == 0, Path(cfg.out_dir)
         self.last_path, self.best_path = self.out / "last.pt", self.out / "best.pt"
@@ -236,7 +238,7 @@ class Run:
             self.say(f"many rows have more patches than max_patches={cfg.n_patches}: --max_patches={need} would do")
         self.model_flops, self.batches = flops_per_symbol(model), batches
         versions = {"torch": torch.__version__, "python": platform.python_version(), "platform": platform.platform()}
-        self.info = {"command": shlex.join(["train.py", *argv]), "config": dataclasses.asdict(cfg), "commit": commit()}
+        self.info = {"command": shlex.join([self.script, *argv]), "config": dataclasses.asdict(cfg), "commit": commit()}
         self.info |= {"parameters": parameters, "data": batches.data.meta, "device": machine.name, "why": why}
         self.info |= {"processes": machine.world, "threads": torch.get_num_threads(), "versions": versions}
         self.compile_seconds = self.elapsed if self.compile_seconds is None else self.compile_seconds
@@ -251,7 +253,7 @@ class Run:
         missed = not any(e["event"] == "eval" and e["step"] == self.step for e in self.log)
         due = self.step > 0 and (self.is_due(cfg.eval_interval) or self.done())
         self.owes_an_evaluation = machine.sum([due and missed and self.writes])[0] > 0
-        self.best_bpb = min((e["bpb"] for e in self.log if e["event"] == "eval"), default=math.inf)
+        self.best = min((e[self.measure] for e in self.log if e["event"] == "eval"), default=math.inf)
         self.status("running")
         self.record("start")
 
@@ -377,8 +379,8 @@ class Run:
         self.record("eval", **result)
         patches = f" | {result['bytes_per_patch']:.2f} bytes/patch, {result['overflow']:.2%} of rows overflow"
         self.say(f"val {result['bpb']:.4f} bpb on {result['bytes']:,} bytes" + patches * self.model.pooled)
-        if result["bpb"] < self.best_bpb:
-            self.best_bpb = result["bpb"]
+        if result["bpb"] < self.best:
+            self.best = result["bpb"]
             self.save(self.best_path)
 
     def interrupt(self):

@@ -1,0 +1,22 @@
+"""A tiny model learns a game by playing against itself: 80,000 parameters, 10 minutes, one CPU core.
+
+A game is text, `X5 O1 X9 ...`, and a move is a patch: the trunk attends from move to move. The rules type the marks and
+the spaces; the model chooses each move among all 256 bytes, and whoever makes an illegal move has lost. First it reads
+random legal games, which teaches it what is legal, then it plays both sides and learns from who won (REINFORCE; after
+SPIRAL, arXiv 2506.24119). No data is needed. The same with Nim: --game=nim --max_seconds=180
+"""
+
+game = "tictactoe"
+max_seconds = 600
+dtype = "float32"
+# model: its context holds the longest game of Nim
+block_size = 108
+max_patches = 44
+n_layer = 2
+n_head = 2
+n_embd = 48
+n_local_embd = 40
+# training
+weight_decay = 0.1
+eval_interval = 100
+log_interval = 20
