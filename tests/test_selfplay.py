@@ -1,0 +1,278 @@
+"""Games: their rules by brute force, the exact measure, what is learnt from; whole runs."""
+
+import functools
+import json
+import signal
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn as nn
+from conftest import run
+
+import selfplay
+from common import load_checkpoint
+from config import build, load_file
+from games import GAMES, best_moves, draw, every_line, play, scores, uniform
+from model import PAD, STLM
+from selfplay import SelfPlayConfig, lineup, next_byte_loss, reinforce_loss
+
+SMALL = [
+    "--n_embd=16",
+    "--n_head=1",
+    "--n_local_embd=16",
+    "--n_grams=1",
+    "--gram_rows=64",
+    "--games=16",
+    "--device=cpu",
+]
+SMALL += ["config/selfplay_game.py", "--batch_bytes=512", "--log_interval=1"]
+
+
+@pytest.fixture(params=GAMES)
+def game(request):
+    return GAMES[request.param]()
+
+
+def config(**knobs):
+    return build(SelfPlayConfig, load_file(SelfPlayConfig, "config/selfplay_game.py")[0] | knobs)
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(3)
+    model = STLM(config()).eval()
+    for p in model.parameters():  # no projection at zero: the choice depends on all that was read
+        if not p.any():
+            nn.init.normal_(p, std=0.1)
+    return model
+
+
+class ByTable:
+    """In place of a model: reads the game's text, and plays the lowest of the best moves."""
+
+    def __init__(self, game, best):
+        self.game, self.best = game, best
+
+    def eval(self):
+        return self
+
+    def start(self, n):
+        return {"text": torch.zeros(n, 0, dtype=torch.long)}
+
+    def read(self, idx, state, last):
+        text = torch.cat((state["text"], idx), dim=1)
+        return text[:, None], {"text": text}
+
+    def head(self, text):
+        position = self.game.start(len(text))
+        for at in range(1 + self.game.n_mark, text.size(1), self.game.width):
+            position, value, over = self.game.move(position, text[:, at])
+            assert not over.any() and (value == 0).all()
+        assert (text[:, -self.game.n_mark :] == self.game.mark(position)).all(), "the mark is the position's"
+        logits = torch.zeros(len(text), 256)
+        logits[:, self.game.moves] = self.best[self.game.key(position)].float()
+        return logits
+
+
+def test_tictactoe_has_255168_games_and_is_a_draw():
+    game, state, n = GAMES["tictactoe"](), None, 0
+    state = game.start(1)
+    while len(state):
+        rows, moves = game.legal(state).nonzero().unbind(dim=1)
+        state, _, over = game.step(state[rows], moves)
+        n += int(over.sum())
+        state = state[~over]
+    assert n == 255_168
+    assert best_moves(game)[1][game.key(game.start(1))] == 0
+
+
+def test_multiples_of_four_lose_at_nim():
+    best, value = best_moves(GAMES["nim"]())
+    for left in range(1, 22):
+        assert value[left] == (-1 if left % 4 == 0 else 1)
+        assert left % 4 == 0 or best[left].nonzero().flatten().tolist() == [left % 4 - 1]
+
+
+def test_the_table_agrees_with_plain_recursion():
+    game = GAMES["tictactoe"]()
+    value = best_moves(game)[1]
+    lines = game.LINES.tolist()
+
+    @functools.cache
+    def worth(board, mover):
+        if any(all(board[i] == -mover for i in line) for line in lines):
+            return -1
+        free = [i for i in range(9) if not board[i]]
+        return max((-worth((*board[:i], mover, *board[i + 1 :]), -mover) for i in free), default=0)
+
+    for board in ([0] * 9, [1, 0, 0, 0, -1, 0, 0, 0, 1], [1, -1, 0, 0, 0, 0, 0, 0, 0], [1, 1, -1, -1, 0, 0, 1, 0, -1]):
+        mover = 1 if sum(board) == 0 else -1
+        assert value[game.key(mover * torch.tensor([board]))] == worth(tuple(board), mover), board
+
+
+def test_every_game_is_text_and_parses_back(game):
+    """Random games reach every first and second move; their text, read by a person's rules, gives the same result."""
+    games = play(game, None, None, game.legal, uniform(1, 500, game.n_plies, "cpu"))
+    shown = [bytes(row[1:].tolist()).rstrip(b"\xfe").decode() for row in games.text]
+    if game.n_plies == 9:
+        assert len({text[:5] for text in shown}) == 72 and all(len(text) % 3 == 0 for text in shown)
+    for text, result in zip(shown, games.result.tolist(), strict=True):
+        state, over, value = game.start(1), False, 0
+        for word in text.split():
+            assert not over and word[:-1].encode() == bytes(game.mark(state)[0].tolist())
+            state, value, over = game.move(state, torch.tensor([ord(word[-1])]))
+        assert over and result == (value.item() if len(text.split()) % 2 == 1 else -value.item())
+
+
+def test_an_illegal_move_loses(game):
+    for byte in (0, ord(" "), ord("0"), 0xFF):
+        _, value, over = game.move(game.start(1), torch.tensor([byte]))
+        assert value.item() == -1 and over.item()
+    state, value, over = game.move(game.start(1), game.moves[:1])
+    assert value.item() == 0 and not over.item()
+    if game.n_plies == 9:
+        assert game.move(state, game.moves[:1])[1].item() == -1, "the field is taken"
+    else:
+        assert game.move(torch.tensor([[2]]), game.moves[2:])[1].item() == -1, "there are not so many left"
+
+
+def test_only_moves_that_the_model_chose_are_trained_on(game, model):
+    """Of the logits before each byte, those of openings and after the end have no gradient; an illegal move's have."""
+    cfg = config(games=64)
+    games = play(game, model, *lineup(game, cfg, 5))
+    assert games.illegal.any() and (~games.chosen[:, 0]).any()
+    ended = games.text[:, game.asked + 1] == PAD
+    assert not (games.chosen & ended).any() and (games.chosen | ended)[:, 4:].all()
+    seen = []
+    spy = SimpleNamespace(
+        hidden=model.hidden, head=lambda x: seen.append(model.head(x).detach().requires_grad_()) or seen[0]
+    )
+    reinforce_loss(game, spy, games, 0.1).backward()
+    trained = seen[0].grad.abs().sum(dim=2) > 0
+    assert torch.equal(trained, games.chosen)
+    last = games.chosen.float().cumsum(dim=1).argmax(dim=1)
+    assert trained[games.illegal.nonzero()[:, 0], last[games.illegal]].all()
+
+
+def test_rewards_sum_to_zero(game, model):
+    """What one side wins the other loses: swapping the sides of a game's result only changes the sign of its terms."""
+    games = play(game, model, *lineup(game, config(games=64), 1))
+    moved_last = (games.text[:, game.asked] != PAD).sum(dim=1) - 1
+    assert (games.result[games.illegal] == 2 * (moved_last[games.illegal] % 2) - 1).all(), "the other one wins"
+    parts = []
+    for sign in (1, -1):
+        games.result *= sign
+        parts.append(reinforce_loss(game, model, games, 0.0).item())
+    assert parts[0] == pytest.approx(-parts[1], abs=1e-6) and parts[0] != 0
+
+
+def test_a_perfect_player_loses_no_line_and_the_measure_agrees_with_playing(game):
+    best, _ = best_moves(game)
+    player = ByTable(game, best)
+    found = scores(game, player, best, seed=1, n=400)
+    lost = [int(found[f"lost_{who}"].split("/")[0]) for who in ("first", "second")]
+    assert lost[0] == 0 and (lost[1] == 0) == (game.n_plies == 9), "at Nim the second one loses to perfect play"
+    plies = torch.arange(game.n_plies).expand(4000, -1)
+    for role in (0, 1):
+        lines, _, shares = every_line(game, player, role)
+        assert sum(shares) == pytest.approx(1) and lines > 50
+        games = play(game, player, plies % 2 == role, game.legal, uniform(2, 4000, game.n_plies, "cpu"), greedy=True)
+        won = (games.result == (1 - 2 * role)).double().mean().item()
+        assert won == pytest.approx(shares[0], abs=0.03), "as often as in games against random moves"
+
+
+def test_draws_are_as_likely_as_their_weights():
+    weights = torch.tensor([[0.0, 1.0, 0.0, 3.0, 0.0]]).expand(20_000, -1)
+    found = draw(weights, uniform(1, 20_000, 1, "cpu")[:, 0]).bincount(minlength=5) / 20_000
+    assert found.tolist() == pytest.approx([0, 0.25, 0, 0.75, 0], abs=0.02)
+    assert draw(weights[:2], torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)).tolist() == [1, 3]
+
+
+def test_games_repeat_from_the_seed_and_do_not_depend_on_the_batch(game, model):
+    many = play(game, model, *lineup(game, config(games=64), 7))
+    few = play(game, model, *lineup(game, config(games=16), 7))
+    again = play(game, model, *lineup(game, config(games=16), 7))
+    assert torch.equal(few.text, again.text) and torch.equal(few.text, many.text[:16])
+    assert not torch.equal(few.text, play(game, model, *lineup(game, config(games=16), 8)).text)
+
+
+def test_reading_games_in_training_is_what_play_saw(game, model):
+    """The training pass over whole games gives the moves the probabilities they were drawn with."""
+    games = play(game, model, *lineup(game, config(games=32), 3))
+    text = games.text[:, : game.asked[-1] + 1]
+    a = model.head(model.hidden(text)[:, game.asked])[games.chosen]
+    b = model.head(model.read(text, model.start(len(text)))[0][:, game.asked])[games.chosen]
+    torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+    mean = next_byte_loss(model, games.text).item()
+    one_by_one = [model.nats(row[None, :-1], row[None, 1:])[0, row[1:] != PAD] for row in games.text]
+    assert mean == pytest.approx(torch.cat(one_by_one).mean().item(), abs=1e-4)
+
+
+def test_a_little_training_on_nim_cuts_illegal_moves(tmp_path, capsys):
+    out, keys = tmp_path / "nim", "illegal lost_first lost_second win_random_first win_random_second"
+    keys += " draw_perfect_first draw_perfect_second win_perfect_first seconds"
+    length = ["--batch_bytes=2048", "--max_steps=130", "--pretrain=0.8", "--eval_interval=0"]
+    selfplay.main([*SMALL, "--game=nim", *length, f"--out_dir={out}"])
+    last = dict(pair.split("=") for pair in capsys.readouterr().out.splitlines()[-1].split())
+    assert list(last) == keys.split() and float(last["illegal"]) < 0.3
+    model, game = STLM(config(game="nim")), GAMES["nim"]()
+    untrained = play(game, model, *lineup(game, config(game="nim", games=64), 0))
+    assert untrained.illegal.sum() / untrained.chosen.sum() > 0.8
+
+
+def test_resumed_equals_uninterrupted_and_leaves_what_sample_takes(tmp_path):
+    """Stopped in the reading phase and again while it plays; both optimizers go on as they were."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    args = [*SMALL, "--max_steps=12", "--pretrain=0.5", "--eval_interval=5"]
+    selfplay.main([*args, f"--out_dir={whole}"])
+    original = selfplay.GameRun.tick
+    for stop_at in (4, 9, None):
+
+        def tick(self, stop_at=stop_at):
+            self.signals += [signal.SIGTERM] * (self.step + 1 == stop_at)
+            original(self)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(selfplay.GameRun, "tick", tick)
+            code = selfplay.main([*args, f"--out_dir={parts}", "--resume=auto"])
+        assert code == (130 if stop_at else 0)
+    a, b = (load_checkpoint(folder / "last.pt") for folder in (whole, parts))
+    assert a["step"] == b["step"] == 12 and all(torch.equal(a["model"][k], b["model"][k]) for k in a["model"])
+    logs = [[json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()] for folder in (whole, parts)]
+    evals = [[(e["step"], e["lost"]) for e in log if e["event"] == "eval"] for log in logs]
+    assert evals[0] == evals[1] and [step for step, _ in evals[0]] == [5, 10, 12]
+    info = json.loads((parts / "run.json").read_text())
+    assert info["status"] == "finished" and info["command"].startswith("selfplay.py") and info["config"]["game"]
+    done = run("sample.py", f"--out_dir={parts}", "--prompt=X5 ", "--max_new_bytes=9")
+    assert done.stdout.startswith("X5 ")
+
+
+def test_a_person_plays_either_side(tmp_path, monkeypatch, capsys):
+    out = tmp_path / "run"
+    selfplay.main([*SMALL, "--max_steps=3", f"--out_dir={out}"])
+    for begins in ("y", "n"):
+        answers = iter([begins, "x", *"123456789" * 3])
+        monkeypatch.setattr("builtins.input", lambda _: next(answers))  # noqa: B023
+        assert selfplay.main(["config/selfplay_game.py", "--play", f"--out_dir={out}"]) == 0
+        last = capsys.readouterr().out.splitlines()[-1]
+        assert last.startswith(("you win", "the model wins", "a draw")) and ": X" in last
+
+
+@pytest.mark.parametrize(
+    "args, words",
+    [
+        (["--game=chess"], ["game='chess'", "tictactoe"]),
+        (["--play", "--out_dir=nowhere"], ["nowhere"]),
+        (["--init_from=nowhere"], ["nowhere"]),
+        (["--block_size=20"], ["block_size=20", "--block_size=27"]),
+        (["--games=1"], ["games=1"]),
+        (["--entropie=1"], ["entropie", "entropy"]),
+        (["please"], ["please", "--help"]),
+    ],
+)
+def test_errors_are_one_line(tmp_path, args, words):
+    done = run("selfplay.py", *args, check=False, cwd=tmp_path)
+    assert done.returncode == 1 and done.stdout == "" and done.stderr.strip().count("\n") == 0
+    for word in words:
+        assert word in done.stderr
