@@ -215,3 +215,27 @@ def scores(game, model, best, seed, n=1000):
             found[key] = [(result == value).double().mean().item() for value in (1, 0, -1)]
         found[f"illegal_{name}"] = games.illegal.double().mean().item()  # of the games against random moves
     return {"lost": lost} | found
+
+
+# --- you against it --------------------------------------------------------------------------------------------------
+
+
+def play_person(game, model):
+    """A person against the greedy model, on the terminal."""
+    begins, text, state, over = input("Do you begin? [y/n] ").lower().startswith("y"), [EOT], game.start(1), False
+    while not over:
+        yours = (len(text) % (2 * game.width) == 1) == begins
+        text += game.mark(state)[0].tolist()
+        if yours:
+            print(game.show(state[0]))
+            legal = [chr(byte) for byte in game.moves[game.legal(state)[0]].tolist()]
+            while (answer := input(f"your move ({' '.join(legal)}): ").strip()) not in legal:
+                print(f"{answer!r} is no legal move")
+            byte = torch.tensor([ord(answer)])
+        else:
+            byte = model.head(model.read(torch.tensor([text]), model.start(1), last=True)[0][:, 0]).argmax(dim=1)
+            print(f"the model plays {chr(byte)}")
+        text += [byte.item(), SPACE]
+        state, value, over = game.move(state, byte)
+    end = "a draw" if value == 0 else "you win" if (value > 0) == yours else "the model wins"
+    print(f"{end}{', for that was illegal' * (value.item() < 0)}: {bytes(text[1:]).decode(errors='replace')}")

@@ -1,20 +1,21 @@
-"""A model against itself: it learns a game from nothing but playing it. Edit this file directly.
+"""A model against itself: in a game, and against its own text. Edit this file directly.
 
     python selfplay.py config/selfplay_game.py                     # tic-tac-toe, 10 minutes on one CPU core
     python selfplay.py config/selfplay_game.py --game=nim --max_seconds=180
     python selfplay.py config/selfplay_game.py --play              # you against the trained model
+    python selfplay.py config/selfplay_text.py --init_from=out/demo
 
-A game is text: `X5 O1 X9 ...`. The rules type marks and spaces; the model chooses each move among all 256 bytes, and an
-illegal one loses. It first reads random legal games (the next byte, as in train.py), then plays both sides and makes
-what won likelier: REINFORCE, with the batch's mean result at each ply as baseline and an entropy bonus over the legal
+A game is text (games.py). The model first reads random legal games, as in train.py; then it plays both sides and makes
+likelier what won: REINFORCE, with the batch's mean result at each ply as baseline and an entropy bonus over the legal
 moves. Half of the games begin with a few random moves; without them it never sees what its own play avoids. A pool of
-past selves and a critic bought nothing, so there is neither.
+past selves and a critic bought nothing, so there is neither. best.pt has the weights that lose the fewest lines of all
+there are; they are judged at the end, on the last line of stdout.
 
-The measure is exact: the greedy model against every reply there is; `lost_second=0/561` proves that it cannot be beaten
-as second. Writes out/RUN as train.py does; best.pt has the weights with the fewest lost lines, which are judged at the
-end, on the last line of stdout.
+On text the model, as it is at an iteration's beginning, continues real text; then it learns to tell the real from its
+own (SPIN, arXiv 2401.01335). Both leave in out/RUN what train.py does.
 """
 
+import dataclasses
 import math
 import sys
 from dataclasses import dataclass
@@ -28,33 +29,51 @@ import torch.nn.functional as F
 import common
 from common import duration, load_run
 from config import Config, parse
-from games import GAMES, SPACE, best_moves, play, scores, uniform
+from data import Data, bits_per_byte
+from games import GAMES, best_moves, draw, play, play_person, scores, uniform
 from machine import Machine
-from model import EOT, PAD
+from model import PAD, ModelConfig
 from optim import load_optimizers, make_optimizers, set_schedules
-from train import Run, go_on_or_start, make_model
+from train import Batches, Run, go_on_or_start, make_model
+
+# On text these knobs are those of the run to start from.
+OF_THE_TRAINED = {f.name for f in dataclasses.fields(ModelConfig)} - {"block_size", "max_patches"}
+OF_THE_TRAINED |= {"dataset", "data_dir"}
 
 
 @dataclass
 class SelfPlayConfig(Config):
+    # self-play
+    game: Literal["", "tictactoe", "nim"] = ""  # what is played; empty: against its own text, from init_from
+    opponent: Literal["self", "random", "none"] = "self"  # random: random moves; none: next-byte training only
+    play_lr: float = 0.003  # peak learning rate of self-play (AdamW)
     # self-play in a game
-    game: Literal["tictactoe", "nim"] = "tictactoe"  # what is played
     play: bool = False  # you against the best weights of out_dir, on the terminal
-    opponent: Literal["self", "random", "none"] = "self"  # random: random moves; none: only read random games
     games: int = 256  # played at once, in one iteration
     pretrain: float = 0.125  # share of the run that reads random games first
-    play_lr: float = 0.001  # peak learning rate (AdamW) of what follows
     openings: float = 0.5  # share of the games that begin with 0 to 4 random moves
     entropy: float = 0.1  # weight of the entropy bonus
+    # self-play on text
+    prefix_bytes: int = 64  # of real text, which the opponent goes on from to the end of block_size
+    spin_beta: float = 0.1  # how steeply the loss judges a log-ratio
+    next_byte: float = 1.0  # weight of the next-byte loss on the real text beside it
 
     def __post_init__(self):
         super().__post_init__()
-        for key, low, high in (("games", 2, 1e6), ("pretrain", 0, 1), ("openings", 0, 1), ("entropy", 0, 10)):
+        limits = {"games": (2, 10**6), "pretrain": (0, 1), "openings": (0, 1), "entropy": (0, 10), "play_lr": (0, 1)}
+        limits |= {
+            "prefix_bytes": (1, math.inf if self.game else self.block_size),
+            "spin_beta": (0, 100),
+            "next_byte": (0, 100),
+        }
+        for key, (low, high) in limits.items():
             if not low <= getattr(self, key) <= high:
-                raise ValueError(f"{key}={getattr(self, key)} must be between {low} and {high:g}")
+                raise ValueError(f"{key}={getattr(self, key)} must be between {low} and {high}")
+        if not self.game and self.opponent == "random":
+            raise ValueError("opponent='random' needs a game: on text it is 'self' or 'none'")
 
 
-# --- learning --------------------------------------------------------------------------------------------------------
+# --- in a game ------------------------------------------------------------------------------------------------------
 
 
 class RandomGames:
@@ -70,16 +89,6 @@ class RandomGames:
 
     def __str__(self):
         return f"an iteration: {self.cfg.games} games of {self.cfg.game} at once"
-
-
-def update(model, loss, optimizers, grad_clip):
-    """One step down the loss. Returns the gradient's norm."""
-    loss.backward()
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)
-    for optimizer in optimizers:
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-    return norm
 
 
 def next_byte_loss(model, text):
@@ -113,31 +122,71 @@ def reinforce_loss(game, model, games, entropy):
     return -(((reward - baseline) * log_p + entropy * spread) * chosen).sum() / chosen.sum().clamp(min=1)
 
 
-class GameRun(Run):
-    """A run of train.py whose evaluations are scores in a game."""
+class SelfPlayRun(Run):
+    """A run of train.py in which a step is an iteration: games or texts, and then what is learnt from them."""
 
-    script, measure = "selfplay.py", "lost"
+    script = "selfplay.py"
 
-    def log_iteration(self, loss, norm, lr_scale, games):
-        """Log an iteration and, if `games` were played in it, how they went. ValueError if its loss is not finite."""
-        loss, norm = loss.item(), norm.item()
+    def update(self, loss, optimizers):
+        """One step down the loss. Returns the gradient's norm."""
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.cfg.grad_clip or math.inf)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def log_iteration(self, loss, norm, lr_scale, values):
+        """Log an iteration; its `values` are functions, so that only what is logged is computed. ValueError if it is
+        not finite."""
+        loss, norm, values = loss.item(), norm.item(), {key: value() for key, value in values.items()}
         if not (math.isfinite(loss) and math.isfinite(norm)):
             self.record("failed", loss=str(loss), norm=str(norm))
             raise ValueError(f"step {self.step}: loss {loss}, gradient norm {norm}; try a lower --play_lr or --muon_lr")
-        line, values = f"step {self.step} | loss {loss:.4f} | norm {norm:.2f}", {}
-        if games:
-            values = {"first_won": (games.result > 0).double().mean().item()}
-            values |= {"draws": (games.result == 0).double().mean().item()}
-            values |= {"illegal": games.illegal.sum().item() / games.chosen.sum().item()}
-            line += " | first won {first_won:.1%}, draws {draws:.1%} | illegal moves {illegal:.2%}".format(**values)
         self.record("train", loss=loss, norm=norm, lr_scale=lr_scale, **values)
         left = duration(self.elapsed / self.progress() * max(0, 1 - self.progress()))
+        shown = [f"step {self.step}", f"loss {loss:.4f}", *(f"{k} {v:.4f}" for k, v in values.items()), f"{left} left"]
         stays = self.done() or self.is_due(self.cfg.eval_interval) or not sys.stdout.isatty()
-        self.say(f"{line} | {left} left", end="\n" if stays else "   \r")
+        self.say(" | ".join(shown), end="\n" if stays else "   \r")
 
-    def evaluate(self, game, best):
+
+class GameRun(SelfPlayRun):
+    """A run whose evaluations are scores in a game."""
+
+    measure = "lost"
+
+    def prepare(self, model, checkpoint):
+        cfg, game = self.cfg, GAMES[self.cfg.game](self.machine.device)
+        if cfg.block_size < (longest := game.n_plies * game.width):
+            raise ValueError(
+                f"block_size={cfg.block_size} is too short for {cfg.game}: --block_size={longest} would do"
+            )
+        self.game, self.model, self.best_moves = game, model, best_moves(game)[0]
+        self.reading = 1.0 if cfg.opponent == "none" else cfg.pretrain  # the share of the run that reads
+        self.readers, self.player = make_optimizers(model, cfg, self.machine.muon_dtype), make_player(model, cfg)
+        return RandomGames(cfg, game), [*self.readers, self.player]
+
+    def iterate(self):
+        """Read a batch of random games, or play a batch of games and learn from it."""
+        cfg, game, model, progress, values = self.cfg, self.game, self.model, self.progress(), {}
+        if progress < self.reading:
+            optimizers, progress = self.readers, progress / self.reading
+            with self.machine.autocast:
+                loss = next_byte_loss(model, self.batches.at(self.step))
+        else:  # (each part has learning rates that rise and fall)
+            optimizers, progress = [self.player], (progress - self.reading) / (1 - self.reading)
+            with self.machine.autocast:
+                games = play(game, model, *lineup(game, cfg, self.step))
+                loss = reinforce_loss(game, model, games, cfg.entropy)
+            values["illegal"] = lambda: games.illegal.sum().item() / games.chosen.sum().item()
+            values["first_won"] = lambda: (games.result > 0).double().mean().item()
+            values["drawn"] = lambda: (games.result == 0).double().mean().item()
+        lr_scale = set_schedules(model, optimizers, cfg, progress)
+        return loss.detach(), self.update(loss, optimizers), lr_scale, values
+
+    def evaluate(self):
         """Score the model, print and log it; keep the weights if none lost fewer lines so far."""
-        found = scores(game, self.model, best, self.cfg.seed)
+        found = scores(self.game, self.model, self.best_moves, self.cfg.seed)
         self.model.train()
         self.record("eval", **found)
         self.say(" ".join(f"{k}={v}" for k, v in self.verdict(found).items()))
@@ -154,15 +203,100 @@ class GameRun(Run):
             line["win_perfect_first"] = f"{found['perfect_first'][0]:.3f}"
         return line | {"seconds": f"{self.elapsed:.0f}"}
 
-    def finish(self, game, best):
+    def conclude(self):
         """The verdict: of the weights that lost the fewest lines, in games of another seed. Returns the exit status."""
-        model, checkpoint, path = load_run(self.out, "best", game.device)
-        found = scores(game, model, best, self.cfg.seed + 1)
+        model, checkpoint, path = load_run(self.out, "best", self.game.device)
+        found = scores(self.game, model, self.best_moves, self.cfg.seed + 1)
         self.record("end", best_step=checkpoint["step"], **found)
         self.status("finished", verdict=self.verdict(found))
         self.say(f"{path} has the weights of step {checkpoint['step']}; --play lets you play against them")
         self.say(" ".join(f"{k}={v}" for k, v in self.verdict(found).items()))
         return 0
+
+
+# --- against its own text --------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def write_on(model, prefix, u):
+    """Continue each prefix (B, N), all of them at once, by as many bytes as u (B, M) has numbers: (B, N + M)."""
+    text, new, state = prefix, prefix, model.start(len(prefix))
+    for number in u.unbind(dim=1):
+        x, state = model.read(new, state, last=True)
+        new = draw(model.head(x[:, 0]).softmax(dim=1), number)[:, None]
+        text = torch.cat((text, new), dim=1)
+    return text
+
+
+def log_p(model, text):
+    """The log-probability of each byte but the first: text (B, 1 + T) -> (B, T)."""
+    return -F.cross_entropy(model.head(model.hidden(text[:, :-1])).mT, text[:, 1:], reduction="none")
+
+
+def spin_loss(player, opponent, beta):
+    """Prefer real text to the opponent's (SPIN): the logistic loss of how much more the player raised the log-ratio of
+    the real one. player and opponent are pairs (real, own) of log-probabilities (B, M) of the continuations' bytes."""
+    real, own = ((new - old).sum(dim=1) for new, old in zip(player, opponent, strict=True))
+    return F.softplus(-beta * (real - own)).mean()
+
+
+def variety(text, n=6):
+    """Of the n-grams of texts (B, T): the share that are different, and of each text's, the share that came before."""
+    keys = (text.unfold(1, n, 1) * 256 ** torch.arange(n, device=text.device)).sum(dim=2).sort(dim=1).values
+    return keys.unique().numel() / keys.numel(), (keys[:, 1:] == keys[:, :-1]).double().mean().item()
+
+
+class TextRun(SelfPlayRun):
+    """A run in which the model learns to tell real text from what it wrote at the iteration's beginning."""
+
+    def prepare(self, model, checkpoint):
+        self.model, self.player, self.newest = model, make_player(model, self.cfg), None
+        train_data, self.val_data = Data(self.cfg, "train"), Data(self.cfg, "val")
+        if checkpoint:
+            train_data.verify(checkpoint)
+            self.val_data.verify(checkpoint)
+        return Batches(self.cfg, train_data, self.machine), [self.player]
+
+    def iterate(self):
+        """The opponent is the model as it is now: it writes, and its log-probabilities are kept; then the player takes
+        a step for every micro_batch of rows."""
+        cfg, model, n = self.cfg, self.model, self.batches.micro_batch
+        lr_scale, first = set_schedules(model, [self.player], cfg, self.progress()), cfg.prefix_bytes - 1
+        real, values, total, nats = self.batches.at(self.step), {}, 0.0, 0.0
+        if cfg.opponent == "self":
+            u = uniform(cfg.seed * 1_000_003 + self.step, len(real), real.size(1) - 1 - first, real.device)
+            own = write_on(model, real[:, : first + 1], u)
+            self.newest = real, own
+            with torch.no_grad(), self.machine.autocast:
+                opponent = [[log_p(model, part)[:, first:] for part in text.split(n)] for text in (real, own)]
+            for name, text in (("real", real), ("own", own)):
+                values[f"distinct_{name}"] = lambda text=text: variety(text[:, first + 1 :])[0]
+                values[f"repeated_{name}"] = lambda text=text: variety(text[:, first + 1 :])[1]
+        parts = list(zip(real.split(n), own.split(n) if self.newest else real.split(n), strict=True))
+        for i, (real_part, own_part) in enumerate(parts):
+            with self.machine.autocast:
+                of_real = log_p(model, real_part)
+                loss = -cfg.next_byte * of_real.mean()
+                if cfg.opponent == "self":
+                    player = of_real[:, first:], log_p(model, own_part)[:, first:]
+                    loss = loss + spin_loss(player, (opponent[0][i], opponent[1][i]), cfg.spin_beta)
+            norm = self.update(loss, [self.player])
+            total, nats = total + loss.detach() / len(parts), nats - of_real.detach().mean() / len(parts)
+        values["bpb"] = lambda: nats.item() / math.log(2)
+        return total, norm, lr_scale, values
+
+    def evaluate(self):
+        """Bits per byte of val, as in train.py, and two texts side by side."""
+        super().evaluate(self.val_data)
+        for i in range(2 if self.newest else 0):
+            prefix, at = self.newest[0][i, : self.cfg.prefix_bytes], self.cfg.prefix_bytes
+            show = lambda text: repr(bytes(text.tolist()).decode(errors="replace"))  # noqa: E731
+            self.say(f"  after {show(prefix[-40:])}")
+            for name, text in zip(("real", "own"), self.newest, strict=True):
+                self.say(f"    {name:<4} {show(text[i, at : at + 100])}")
+
+    def conclude(self):
+        return self.finish(bits_per_byte(self.model, self.val_data, self.cfg.block_size, machine=self.machine))
 
 
 # --- the loop --------------------------------------------------------------------------------------------------------
@@ -174,91 +308,67 @@ def main(argv=None):
     if words:
         raise ValueError(f"what is {words[0]!r}? The config file ends in .py, every knob is --key=value; see --help")
     if cfg.play:
-        return play_person(cfg.out_dir)
+        model, checkpoint, path = load_run(cfg.out_dir, "best")
+        if checkpoint["config"].get("game") not in GAMES:
+            raise ValueError(f"{path} plays no game: python selfplay.py config/selfplay_game.py trains one that does")
+        play_person(GAMES[checkpoint["config"]["game"]](), model)
+        return 0
     out = Path(cfg.out_dir)
     in_use = f"{out} is in use by another run: wait until it has ended, or give another --out_dir"
     with common.lock(out.with_name(f".{out.name}.lock"), in_use):
         return learn(cfg, argv)
 
 
+def make_player(model, cfg):
+    player = torch.optim.AdamW(model.parameters(), lr=cfg.play_lr, weight_decay=0.0, fused=True)
+    player.param_groups[0]["peak_lr"] = cfg.play_lr
+    return player
+
+
+def shaped_as_trained(cfg):
+    """The config with the shape and the dataset of the run to start from."""
+    if not cfg.init_from:
+        raise ValueError("on text, self-play goes on from a trained model: --init_from=out/RUN (a --game needs none)")
+    trained = load_run(cfg.init_from, "best")[1]["config"]
+    return dataclasses.replace(cfg, **{key: trained[key] for key in OF_THE_TRAINED - cfg.from_command_line})
+
+
 def learn(cfg, argv):
+    if not cfg.game:  # what the config file says of the model's shape is not what this command asks for
+        cfg.explicit -= OF_THE_TRAINED - cfg.from_command_line
     cfg, checkpoint = go_on_or_start(cfg)
+    if not (cfg.game or checkpoint):
+        cfg = shaped_as_trained(cfg)
     saved = checkpoint or {}  # a resumed run keeps its dtypes, whatever the machine
     machine = Machine(cfg.device, saved.get("dtype", cfg.dtype), saved.get("muon_dtype", "auto"))
     if machine.world > 1:
         raise ValueError(f"{machine.world} processes, but self-play runs in one: start it with python, not torchrun")
-    run, game = GameRun(cfg, machine, checkpoint), GAMES[cfg.game](machine.device)
-    if cfg.block_size < (longest := game.n_plies * game.width):
-        raise ValueError(f"block_size={cfg.block_size} is too short for {cfg.game}: --block_size={longest} would do")
-    random_games, best = RandomGames(cfg, game), best_moves(game)[0]
-    reading = 1.0 if cfg.opponent == "none" else cfg.pretrain  # the share of the run that reads
-
-    # reading random games has train.py's optimizers, playing another one
+    run = (GameRun if cfg.game else TextRun)(cfg, machine, checkpoint)
     model = make_model(cfg, checkpoint).to(machine.device).train()
-    readers = make_optimizers(model, cfg, machine.muon_dtype)
-    player = torch.optim.AdamW(model.parameters(), lr=cfg.play_lr, weight_decay=0.0, fused=True)
-    player.param_groups[0]["peak_lr"] = cfg.play_lr
+    batches, optimizers = run.prepare(model, checkpoint)
     if checkpoint:
-        load_optimizers([*readers, player], checkpoint["optimizers"])
-    run.begin(argv, model, [*readers, player], random_games, compiled=False)
+        load_optimizers(optimizers, checkpoint["optimizers"])
+    run.begin(argv, model, optimizers, batches, compiled=False)
     if run.owes_an_evaluation:  # a signal or a kill came between the checkpoint and its evaluation
-        run.evaluate(game, best)
+        run.evaluate()
 
     with run:
         while not run.done():
-            reads = run.progress() < reading  # then each of the two has learning rates that rise and fall
-            progress = run.progress() / reading if reads else (run.progress() - reading) / (1 - reading)
-            lr_scale = set_schedules(model, readers if reads else [player], cfg, progress)
-            games = None if reads else play(game, model, *lineup(game, cfg, run.step))
-            with machine.autocast:
-                if reads:
-                    loss = next_byte_loss(model, random_games.at(run.step))
-                else:
-                    loss = reinforce_loss(game, model, games, cfg.entropy)
-            norm = update(model, loss, readers if reads else [player], cfg.grad_clip)
+            loss, norm, lr_scale, values = run.iterate()
             run.tick()
 
             # watching it
             pause = run.is_due(cfg.eval_interval) or run.done()
             if run.step == 1 or run.is_due(cfg.log_interval) or pause:
-                run.log_iteration(loss, norm, lr_scale, games)
+                run.log_iteration(loss, norm, lr_scale, values)
             if pause:
                 run.stop_clock()
                 run.save(run.last_path)
                 if not run.interrupted:
-                    run.evaluate(game, best)
+                    run.evaluate()
                 run.start_clock()
 
-        return run.interrupt() if run.interrupted else run.finish(game, best)
-
-
-# --- you against it --------------------------------------------------------------------------------------------------
-
-
-def play_person(folder):
-    """A person against the greedy model of a run, on the terminal."""
-    model, checkpoint, path = load_run(folder, "best")
-    if checkpoint["config"].get("game") not in GAMES:
-        raise ValueError(f"{path} plays no game: python selfplay.py config/selfplay_game.py trains one that does")
-    game = GAMES[checkpoint["config"]["game"]]()
-    begins, text, state, over = input("Do you begin? [y/n] ").lower().startswith("y"), [EOT], game.start(1), False
-    while not over:
-        yours = (len(text) % (2 * game.width) == 1) == begins
-        text += game.mark(state)[0].tolist()
-        if yours:
-            print(game.show(state[0]))
-            legal = [chr(byte) for byte in game.moves[game.legal(state)[0]].tolist()]
-            while (answer := input(f"your move ({' '.join(legal)}): ").strip()) not in legal:
-                print(f"{answer!r} is no legal move")
-            byte = torch.tensor([ord(answer)])
-        else:
-            byte = model.head(model.read(torch.tensor([text]), model.start(1), last=True)[0][:, 0]).argmax(dim=1)
-            print(f"the model plays {chr(byte)}")
-        text += [byte.item(), SPACE]
-        state, value, over = game.move(state, byte)
-    end = "a draw" if value == 0 else "you win" if (value > 0) == yours else "the model wins"
-    print(f"{end}{', for that was illegal' * (value.item() < 0)}: {bytes(text[1:]).decode(errors='replace')}")
-    return 0
+        return run.interrupt() if run.interrupted else run.conclude()
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from config import Config, build, load_file
 from machine import flops_per_symbol, parameter_table
 from model import EOT, NONE, STLM, LocalLayer, ModelConfig, Past, matches, newest_matches, rows_of
+from selfplay import SelfPlayConfig
 
 
 @pytest.fixture(autouse=True)
@@ -363,15 +364,18 @@ def test_reading_in_other_dtypes(pooling, device):
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
 def test_shipped_configs(path):
     """Law 8: counts are what the names say; byte models start at 8.0 +- 0.3 bpb."""
-    cfg = build(Config, load_file(Config, path)[0])
+    knobs = SelfPlayConfig if path.stem.startswith("selfplay") else Config
+    cfg = build(knobs, load_file(knobs, path)[0])
     with torch.device("meta"):
         total = parameter_table(STLM(cfg))["total"]
     unit = {"k": 1e3, "m": 1e6}
     figure = "800k" if cfg.objective != "next_byte" else path.stem.split("_")[-1].replace("repeat", "0.5m")
-    if path.stem == "demo":
+    if path.stem in ("demo", "selfplay_text"):
         assert total <= 1.1e6
     elif path.stem == "shakespeare_1m":
         assert total <= 1.065e6  # a tenth of nanoGPT's 10.65M
+    elif path.stem == "selfplay_game":
+        assert total <= 0.08e6
     elif path.stem.startswith(("shakespeare", "textbooks")):
         assert total <= float(figure[:-1]) * unit[figure[-1]]
     else:

@@ -1,7 +1,9 @@
 """Games: their rules by brute force, the exact measure, what is learnt from; whole runs."""
 
+import copy
 import functools
 import json
+import math
 import signal
 from types import SimpleNamespace
 
@@ -11,11 +13,12 @@ import torch.nn as nn
 from conftest import run
 
 import selfplay
+import train
 from common import load_checkpoint
 from config import build, load_file
 from games import GAMES, best_moves, draw, every_line, play, scores, uniform
 from model import PAD, STLM
-from selfplay import SelfPlayConfig, lineup, next_byte_loss, reinforce_loss
+from selfplay import SelfPlayConfig, lineup, log_p, next_byte_loss, reinforce_loss, spin_loss, variety, write_on
 
 SMALL = [
     "--n_embd=16",
@@ -259,12 +262,72 @@ def test_a_person_plays_either_side(tmp_path, monkeypatch, capsys):
         assert last.startswith(("you win", "the model wins", "a draw")) and ": X" in last
 
 
+def test_on_text_player_and_opponent_alike_give_ln_2_and_a_step_prefers_the_real(model):
+    torch.manual_seed(0)
+    student = copy.deepcopy(model)
+    real = torch.randint(97, 123, (8, 61))
+    own = write_on(student, real[:, :20], uniform(1, 8, 41, "cpu"))
+    assert own.shape == real.shape and torch.equal(own[:, :20], real[:, :20])
+    opponent = [log_p(student, text)[:, 19:].detach() for text in (real, own)]
+    optimizer = torch.optim.AdamW(student.parameters(), lr=1e-3)
+    for expected in (math.log(2), None):
+        player = [log_p(student, text)[:, 19:] for text in (real, own)]
+        loss = spin_loss(player, opponent, 0.1)
+        if expected:
+            assert loss.item() == pytest.approx(expected, abs=1e-6)
+            loss.backward()
+            optimizer.step()
+    gain = [(new - old).sum().item() for new, old in zip(player, opponent, strict=True)]
+    assert gain[0] > gain[1] and loss.item() < math.log(2)
+
+
+def test_writing_on_repeats_from_the_seed_and_does_not_depend_on_the_batch(model):
+    prefix = torch.randint(97, 123, (6, 12))
+    many = write_on(model, prefix, uniform(3, 6, 30, "cpu"))
+    assert torch.equal(many[:2], write_on(model, prefix[:2], uniform(3, 2, 30, "cpu")))
+    assert not torch.equal(many, write_on(model, prefix, uniform(4, 6, 30, "cpu")))
+
+
+def test_variety_counts_n_grams():
+    text = torch.tensor([list(b"abababab"), list(b"abcdefgh")])
+    assert variety(text, 2) == (pytest.approx(8 / 14), pytest.approx(5 / 12)), "ab, ba; ab, bc, ..."
+
+
+def test_on_text_a_run_resumes_and_says_what_it_wrote(small, tmp_path, capsys):
+    """An iteration writes, then takes a step for every micro_batch of rows; it starts from a run of train.py."""
+    train.main([*small, "--max_steps=20", f"--out_dir={tmp_path / 'base'}"])
+    args = ["config/selfplay_text.py", "--max_steps=4", "--block_size=32", "--batch_bytes=256", "--micro_batch=4"]
+    args += ["--prefix_bytes=8", "--eval_interval=2", "--eval_bytes=500", "--device=cpu"]
+    selfplay.main([*args, f"--init_from={tmp_path / 'base'}", f"--out_dir={tmp_path / 'whole'}"])
+    said = capsys.readouterr().out
+    assert "after" in said and "real" in said and "own" in said and said.splitlines()[-1].startswith("val_bpb=")
+    original = selfplay.Run.tick
+
+    def tick(self):
+        self.signals += [signal.SIGTERM] * (self.step + 1 == 3)
+        original(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(selfplay.Run, "tick", tick)
+        assert selfplay.main([*args, f"--init_from={tmp_path / 'base'}", f"--out_dir={tmp_path / 'parts'}"]) == 130
+    assert selfplay.main([*args, f"--out_dir={tmp_path / 'parts'}", "--resume"]) == 0
+    a, b = (load_checkpoint(tmp_path / name / "last.pt")["model"] for name in ("whole", "parts"))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    log = [json.loads(line) for line in (tmp_path / "parts" / "log.jsonl").read_text().splitlines()]
+    assert [e["step"] for e in log if e["event"] == "train"] == [1, 2, 3, 4]
+    assert all(0 < e["distinct_own"] <= 1 and 0 <= e["repeated_real"] < 1 for e in log if e["event"] == "train")
+
+
 @pytest.mark.parametrize(
     "args, words",
     [
         (["--game=chess"], ["game='chess'", "tictactoe"]),
         (["--play", "--out_dir=nowhere"], ["nowhere"]),
         (["--init_from=nowhere"], ["nowhere"]),
+        (["config/selfplay_text.py"], ["--init_from"]),
+        (["config/selfplay_text.py", "--init_from=nowhere"], ["nowhere"]),
+        (["config/selfplay_text.py", "--prefix_bytes=0"], ["prefix_bytes=0"]),
+        (["config/selfplay_text.py", "--opponent=random"], ["opponent='random'"]),
         (["--block_size=20"], ["block_size=20", "--block_size=27"]),
         (["--games=1"], ["games=1"]),
         (["--entropie=1"], ["entropie", "entropy"]),
