@@ -122,13 +122,13 @@ def best_moves(game):
 def uniform(seed, n, columns, device):
     """(n, columns) numbers from 0 to 1; a row's do not depend on how many rows there are."""
     generator = torch.Generator().manual_seed(seed % 2**63)
-    return torch.rand(n, columns, generator=generator, dtype=torch.float64).to(device)
+    return torch.rand(n, columns, generator=generator).to(device)
 
 
 def draw(weights, u):
     """A column of each row of weights (n, m), as likely as its weight; u (n,) are numbers from 0 to 1."""
-    sums = weights.double().cumsum(dim=1)
-    return (sums <= u[:, None] * sums[:, -1:]).sum(dim=1).clamp(max=weights.size(1) - 1)
+    sums = weights.float().cumsum(dim=1)
+    return (sums / sums[:, -1:] <= u[:, None]).sum(dim=1)  # (the last with any weight has exactly 1, above every u)
 
 
 @torch.no_grad()
@@ -172,7 +172,7 @@ def every_line(game, model, role):
     """The greedy model, first (role 0) or second (1), against every reply: how many lines there are, how many it loses;
     and with what probability it wins, draws and loses against random moves."""
     state, cache, typed = game.start(1), model.start(1), torch.full((1, 1), EOT, device=game.device)
-    share, found = torch.ones(1, dtype=torch.float64, device=game.device), []
+    share, found = torch.ones(1, device=game.device), []
     for ply in range(game.n_plies):
         x, cache = model.read(torch.cat((typed, game.mark(state)), dim=1), cache, last=True)
         if ply % 2 == role:
@@ -212,8 +212,8 @@ def scores(game, model, best, seed, n=1000):
             games = play(game, model, plies % 2 == role, other, u, greedy)
             result = games.result * (1 - 2 * role)  # the model's
             key = f"{who}_{name}" if greedy else f"{who}_sampled_{name}"
-            found[key] = [(result == value).double().mean().item() for value in (1, 0, -1)]
-        found[f"illegal_{name}"] = games.illegal.double().mean().item()  # of the games against random moves
+            found[key] = [(result == value).float().mean().item() for value in (1, 0, -1)]
+        found[f"illegal_{name}"] = games.illegal.float().mean().item()  # of the games against random moves
     return {"lost": lost} | found
 
 

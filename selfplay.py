@@ -179,8 +179,8 @@ class GameRun(SelfPlayRun):
                 games = play(game, model, *lineup(game, cfg, self.step))
                 loss = reinforce_loss(game, model, games, cfg.entropy)
             values["illegal"] = lambda: games.illegal.sum().item() / games.chosen.sum().item()
-            values["first_won"] = lambda: (games.result > 0).double().mean().item()
-            values["drawn"] = lambda: (games.result == 0).double().mean().item()
+            values["first_won"] = lambda: (games.result > 0).float().mean().item()
+            values["drawn"] = lambda: (games.result == 0).float().mean().item()
         lr_scale = set_schedules(model, optimizers, cfg, progress)
         return loss.detach(), self.update(loss, optimizers), lr_scale, values
 
@@ -243,7 +243,7 @@ def spin_loss(player, opponent, beta):
 def variety(text, n=6):
     """Of the n-grams of texts (B, T): the share that are different, and of each text's, the share that came before."""
     keys = (text.unfold(1, n, 1) * 256 ** torch.arange(n, device=text.device)).sum(dim=2).sort(dim=1).values
-    return keys.unique().numel() / keys.numel(), (keys[:, 1:] == keys[:, :-1]).double().mean().item()
+    return keys.unique().numel() / keys.numel(), (keys[:, 1:] == keys[:, :-1]).float().mean().item()
 
 
 class TextRun(SelfPlayRun):
