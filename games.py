@@ -140,29 +140,30 @@ def play(game, model, by_model, other, u, greedy=False):
     the end; `chosen` (n, plies), the moves that the model made; `legal` (n, plies, moves); `result` (n,) for the one
     who began, 1, 0 or -1; `illegal` (n,), whether it ended with an illegal move.
     """
-    n, M, device = len(u), game.n_mark, game.device
+    n, device = len(u), game.device
     text = torch.full((n, 1 + game.n_plies * game.width), PAD, device=device)
     text[:, 0] = EOT
     chosen = torch.zeros(n, game.n_plies, dtype=torch.bool, device=device)
     legal = torch.ones(n, game.n_plies, len(game.moves), dtype=torch.bool, device=device)
-    result, illegal = torch.zeros(n, dtype=torch.long, device=device), chosen[:, 0].clone()
-    rows, state, cache = torch.arange(n, device=device), game.start(n), model.start(n) if model else {}
-    for ply in range(game.n_plies):  # rows: the games that are not over yet
-        at = 1 + ply * game.width
-        text[rows, at : at + M] = game.mark(state)
-        byte = game.moves[draw(other(state), u[rows, ply])]
+    result, illegal, alive = torch.zeros_like(text[:, 0]), torch.zeros_like(chosen[:, 0]), ~chosen[:, 0]
+    state, cache, typed = game.start(n), model.start(n) if model else None, text[:, :1]
+    # games that are over are read on with the others, to no effect: taking them out would copy the cache at every ply
+    for ply in range(game.n_plies):
+        at, mark, now = 1 + ply * game.width, game.mark(state), game.legal(state)
+        byte = game.moves[draw(other(state), u[:, ply])]
         if model:
-            x, cache = model.read(text[rows, max(0, at - 2) : at + M], cache, last=True)
+            x, cache = model.read(torch.cat((typed, mark), dim=1), cache, last=True)
             logits = model.head(x[:, 0])
-            own = logits.argmax(dim=1) if greedy else draw(logits.softmax(dim=1), u[rows, ply])
-            byte = torch.where(by_model[rows, ply], own, byte)
-            chosen[rows, ply] = by_model[rows, ply]
-        text[rows, at + M], text[rows, at + M + 1] = byte, SPACE
-        legal[rows, ply] = game.legal(state)
+            own = logits.argmax(dim=1) if greedy else draw(logits.softmax(dim=1), u[:, ply])
+            byte = torch.where(by_model[:, ply], own, byte)
+            chosen[:, ply] = by_model[:, ply] & alive
+        typed = torch.stack((byte, torch.full_like(byte, SPACE)), dim=1)
+        text[alive, at : at + game.width] = torch.cat((mark, typed), dim=1)[alive]
+        legal[alive, ply] = now[alive]
         state, value, over = game.move(state, byte)
-        result[rows], illegal[rows] = value if ply % 2 == 0 else -value, value < 0
-        rows, state, cache = rows[~over], state[~over], rows_of(cache, ~over)
-        if not len(rows):
+        result = torch.where(alive, value if ply % 2 == 0 else -value, result)
+        illegal, alive = illegal | (alive & (value < 0)), alive & ~over
+        if not alive.any():
             break
     return SimpleNamespace(text=text, chosen=chosen, legal=legal, result=result, illegal=illegal)
 

@@ -46,7 +46,7 @@ class SelfPlayConfig(Config):
     # self-play
     game: Literal["", "tictactoe", "nim"] = ""  # what is played; empty: against its own text, from init_from
     opponent: Literal["self", "random", "none"] = "self"  # random: random moves; none: next-byte training only
-    play_lr: float = 0.003  # peak learning rate of self-play (AdamW)
+    play_lr: float = 0.002  # peak learning rate of self-play (AdamW)
     # self-play in a game
     play: bool = False  # you against the best weights of out_dir, on the terminal
     games: int = 256  # played at once, in one iteration

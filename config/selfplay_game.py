@@ -21,6 +21,7 @@ gram_rows = 800
 gram_width = 16
 # training
 batch_bytes = 4096
+decay = 0.9
 weight_decay = 0.1
 eval_interval = 100
 log_interval = 20

@@ -75,11 +75,12 @@ class ByTable:
         return text[:, None], {"text": text}
 
     def head(self, text):
-        position = self.game.start(len(text))
+        position, over = self.game.start(len(text)), torch.zeros(len(text), dtype=torch.bool)
         for at in range(1 + self.game.n_mark, text.size(1), self.game.width):
-            position, value, over = self.game.move(position, text[:, at])
-            assert not over.any() and (value == 0).all()
-        assert (text[:, -self.game.n_mark :] == self.game.mark(position)).all(), "the mark is the position's"
+            position, _, ended = self.game.move(position, text[:, at])
+            over |= ended  # (what is read after a game's end is of no effect)
+        marks = text[:, -self.game.n_mark :] == self.game.mark(position)
+        assert marks[~over].all(), "the mark is the position's"
         logits = torch.zeros(len(text), 256)
         logits[:, self.game.moves] = self.best[self.game.key(position)].float()
         return logits
