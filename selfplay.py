@@ -61,11 +61,8 @@ class SelfPlayConfig(Config):
     def __post_init__(self):
         super().__post_init__()
         limits = {"games": (2, 10**6), "pretrain": (0, 1), "openings": (0, 1), "entropy": (0, 10), "play_lr": (0, 1)}
-        limits |= {
-            "prefix_bytes": (1, math.inf if self.game else self.block_size),
-            "spin_beta": (0, 100),
-            "next_byte": (0, 100),
-        }
+        longest = math.inf if self.game else self.block_size
+        limits |= {"prefix_bytes": (1, longest), "spin_beta": (0, 100), "next_byte": (0, 100)}
         for key, (low, high) in limits.items():
             if not low <= getattr(self, key) <= high:
                 raise ValueError(f"{key}={getattr(self, key)} must be between {low} and {high}")
@@ -158,9 +155,7 @@ class GameRun(SelfPlayRun):
     def prepare(self, model, checkpoint):
         cfg, game = self.cfg, GAMES[self.cfg.game](self.machine.device)
         if cfg.block_size < (longest := game.n_plies * game.width):
-            raise ValueError(
-                f"block_size={cfg.block_size} is too short for {cfg.game}: --block_size={longest} would do"
-            )
+            raise ValueError(f"block_size={cfg.block_size} is too short for {cfg.game}: give --block_size={longest}")
         self.game, self.model, self.best_moves = game, model, best_moves(game)[0]
         self.reading = 1.0 if cfg.opponent == "none" else cfg.pretrain  # the share of the run that reads
         self.readers, self.player = make_optimizers(model, cfg, self.machine.muon_dtype), make_player(model, cfg)
@@ -195,8 +190,8 @@ class GameRun(SelfPlayRun):
             self.save(self.best_path)
 
     def verdict(self, found):
-        line = {"illegal": f"{found['illegal']:.4f}", "lost_first": found["lost_first"]}
-        line |= {"lost_second": found["lost_second"]}
+        """The scores that the last line on stdout shows."""
+        line = {"illegal": f"{found['illegal']:.4f}"} | {key: found[key] for key in ("lost_first", "lost_second")}
         line |= {f"win_random_{who}": f"{found[f'random_{who}'][0]:.3f}" for who in ("first", "second")}
         line |= {f"draw_perfect_{who}": f"{found[f'perfect_{who}'][1]:.3f}" for who in ("first", "second")}
         if self.cfg.game == "nim":  # (nobody draws)
