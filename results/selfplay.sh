@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # Self-play beside its controls: tic-tac-toe in 10 minutes, Nim in 3, SPIN on text in 5; verdicts, logs and a picture.
-# Usage: results/selfplay.sh [game|text]...      game: 1 hour and 6 minutes of one core; text: 1 hour; default: both
+# Usage: results/selfplay.sh [game|text]...      game: 1 hour and 6 minutes of one core; text: 50 minutes; default: both
 # OPPONENTS, SEEDS, SECONDS_GAME and SECONDS_TEXT make it smaller. Logs and verdicts go to results/selfplay/
 set -eu
 cd "$(dirname "$0")/.."
 python=${PYTHON:-.venv/bin/python}
 out=results/selfplay
-mkdir -p $out
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+mkdir -p $out out
 keep() { # RUN: its last line, and what is quoted of it
   mkdir -p "$out/$1"
   cp "out/$1/log.jsonl" "out/$1/run.json" "$out/$1/"

@@ -22,7 +22,7 @@ def main():
                 minutes = [e["elapsed"] / 60 for e in evals]
                 axes.plot(minutes, lost, color=color, lw=1, alpha=0.8, label=None if i else label)
     for axes, title in zip(panels, ("as first", "as second"), strict=True):
-        axes.set(title=f"greedy, {title}, against every reply", xlabel="minutes on one CPU core", yscale="symlog")
+        axes.set(title=f"greedy, {title}, against every reply", xlabel="minutes on one CPU core")
         axes.set_yscale("symlog", linthresh=0.01)
         axes.set_ylim(0, 1)
         axes.grid(alpha=0.3)
