@@ -278,6 +278,8 @@ class TextRun(SelfPlayRun):
             norm = self.update(loss, [self.player])
             total, nats = total + loss.detach() / len(parts), nats - of_real.detach().mean() / len(parts)
         values["bpb"] = lambda: nats.item() / math.log(2)
+        if cfg.opponent == "self":
+            values["spin"] = lambda: (total - cfg.next_byte * nats).item()  # ln 2 = 0.693: cannot tell them apart
         return total, norm, lr_scale, values
 
     def evaluate(self):
