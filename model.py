@@ -574,7 +574,7 @@ class STLM(nn.Module):
 
     @classmethod
     def with_weights(cls, cfg, weights):
-        """The model, in eval mode, that takes over the tensors of a state_dict: in memory once, without first weights."""
+        """The model, in eval mode, with the tensors of a state_dict: they are taken over, and no others made first."""
         with torch.device("meta"):
             model = cls(cfg)
         model.load_state_dict(weights, assign=True)

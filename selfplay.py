@@ -29,12 +29,13 @@ import torch.nn.functional as F
 import common
 from common import duration, load_run
 from config import Config, parse
-from data import Data, bits_per_byte
+from data import Data
 from games import GAMES, best_moves, draw, play, play_person, scores, uniform
 from machine import Machine
 from model import PAD, ModelConfig
 from optim import load_optimizers, make_optimizers, set_schedules
-from train import Batches, Run, go_on_or_start, make_model
+from run import Run
+from train import Batches, go_on_or_start, make_model
 
 # On text these knobs are those of the run to start from.
 OF_THE_TRAINED = {f.name for f in dataclasses.fields(ModelConfig)} - {"block_size", "max_patches"}
@@ -294,7 +295,7 @@ class TextRun(SelfPlayRun):
                 self.say(f"    {name:<4} {show(text[i, at : at + 100])}")
 
     def conclude(self):
-        return self.finish(bits_per_byte(self.model, self.val_data, self.cfg.block_size, machine=self.machine))
+        return self.finish(self.val_data)
 
 
 # --- the loop --------------------------------------------------------------------------------------------------------
@@ -346,7 +347,7 @@ def learn(cfg, argv):
     batches, optimizers = run.prepare(model, checkpoint)
     if checkpoint:
         load_optimizers(optimizers, checkpoint["optimizers"])
-    run.begin(argv, model, optimizers, batches, compiled=False)
+    run.begin(argv, model, model, optimizers, batches, compiled=False)
     if run.owes_an_evaluation:  # a signal or a kill came between the checkpoint and its evaluation
         run.evaluate()
 

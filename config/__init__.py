@@ -72,6 +72,7 @@ class Config(ModelConfig):
     eval_interval: int = 250  # steps between evaluations; 0: only at the end
     eval_bytes: int = 200_000  # val bytes (gpt2: tokens) of an evaluation, evenly spread; at the end all are scored
     log_interval: int = 10  # steps between log lines
+    wandb: str = ""  # project on wandb.ai to log to, beside log.jsonl (pip install wandb)
     # filled in by the loader: the name and the docstring of the config file
     config: str = ""
     intuition: str = ""

@@ -19,6 +19,7 @@ import torch
 from conftest import ROOT
 
 import bench
+import run
 import sample
 import train
 from common import load_checkpoint, load_model, load_run, lock, read_log
@@ -302,11 +303,11 @@ def test_passes_and_rates_may_change_on_resume_and_the_advice_is_taken(small, tm
 def test_an_evaluation_that_was_due_is_made_on_resume(small, tmp_path, monkeypatch):
     args = [*small, "--max_steps=8", "--eval_interval=4"]
     train.main([*args, f"--out_dir={tmp_path / 'whole'}"])
-    scored = train.bits_per_byte
-    monkeypatch.setattr(train, "bits_per_byte", lambda *_, **__: 1 / 0)  # dies between checkpoint and evaluation
+    scored = run.bits_per_byte
+    monkeypatch.setattr(run, "bits_per_byte", lambda *_, **__: 1 / 0)  # dies between checkpoint and evaluation
     with pytest.raises(ZeroDivisionError):
         train.main([*args, f"--out_dir={tmp_path / 'parts'}"])
-    monkeypatch.setattr(train, "bits_per_byte", scored)
+    monkeypatch.setattr(run, "bits_per_byte", scored)
     train.main(["--resume", f"--out_dir={tmp_path / 'parts'}"])
     evals = [
         [e["bpb"] for e in read_log(tmp_path / name / "log.jsonl") if e["event"] == "eval"]

@@ -18,16 +18,17 @@ from selfplay import SelfPlayConfig
 
 # file: (lines at most, which of our modules it may import). A file that needs more gives something up first.
 HOUSE = {
-    "model.py": (653, ""),
-    "config/__init__.py": (240, "model"),
+    "model.py": (673, ""),
+    "config/__init__.py": (264, "model"),
     "common.py": (198, "model config"),
-    "machine.py": (120, "common"),
+    "machine.py": (130, "common"),
     "data.py": (220, "model common"),
     "optim.py": (132, "model"),
     "objectives.py": (160, "model common"),
     "games.py": (245, "model"),
-    "train.py": (440, "model config common machine data optim objectives prepare"),
-    "selfplay.py": (380, "model config common machine data optim games train"),
+    "run.py": (290, "common machine data objectives"),
+    "train.py": (250, "model config common machine data optim objectives run prepare"),
+    "selfplay.py": (380, "model config common machine data optim games run train"),
     "sample.py": (140, "model config common machine data"),
     "sources.py": (290, "common"),
     "share.py": (150, "model config common data machine"),
