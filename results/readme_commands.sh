@@ -26,6 +26,7 @@ shorten() { # a command as it stands in the README -> what is run here
     /^(python train|torchrun)/ { s/ --max_(steps|seconds)=[^ ]+//; s/\$/ $length/ }
     /stlm_(10|50|100)m/ s/\$/ $model --batch_bytes=1024 --micro_batch=1/
     s/--nproc_per_node=[0-9]+/--nproc_per_node=2/; s/--nnodes=2/--nnodes=1/; s/HOST:/localhost:/
+    /^python selfplay/ s/\$/ --max_steps=2 --games=4 --pretrain=0.5 --eval_bytes=1000 --batch_bytes=512 --micro_batch=1/
     /^python bench.py speed/ s/\$/ config\/shakespeare_80k.py --rounds=1 --seconds=0/
     /^python bench.py eval\$/ s/\$/ --limit=10$([ -n "$online" ] || echo " --tasks=val")/
     /^python prepare/ s/ --max_bytes=[^ ]+|\$/ --max_bytes=400_000/
@@ -44,7 +45,7 @@ while read -r line; do
   echo "$ $line"
   case $line in "python -c"*) command=$(printf '%b' "$line") ;; esac
   case $command in ": "*) left_out=$((left_out + 1)); echo "  left out"; continue ;; "$line") ;; *) echo "  as: $command" ;; esac
-  bash -c "$command" < /dev/null > last.txt 2>&1 || { tail -n 20 last.txt; echo "README: failed: $line"; exit 1; }
+  bash -c "$command" < <(yes "$(seq 9)") > last.txt 2>&1 || { tail -n 20 last.txt; echo "README: failed: $line"; exit 1; }
   tail -n 1 last.txt | cut -c 1-150
 done < commands.txt
 echo "README: of $(wc -l < commands.txt) commands $left_out were left out, the others work"

@@ -70,16 +70,21 @@ def test_the_story_fits_a_screen():
         assert inside in ([], [function]), "no closures"
 
 
-def test_the_readmes_table_of_parameters_is_what_the_models_have():
-    rows = re.findall(r"^\| `(\w+)`[^|]* \| ([\d,]+) .*\| ([\d,]+) \|$", (ROOT / "README.md").read_text(), re.M)
-    found = {name: (embedding, total) for name, embedding, total in rows}
-    assert set(found) == {p.stem for p in (ROOT / "config").glob("[a-z]*.py")}
-    for name, figures in found.items():
+def test_the_readmes_table_of_models_is_what_they_are():
+    rows = re.findall(
+        r"^\| (`[^|]*) \| ([\d,]+) .*\| ([\d.]+) MB \| ([\d,]+) \|$", (ROOT / "README.md").read_text(), re.M
+    )
+    rows = [(name, *figures) for names, *figures in rows for name in re.findall(r"`(\w+)`", names)]
+    assert {row[0] for row in rows} == {p.stem for p in (ROOT / "config").glob("[a-z]*.py")} - {"gpt2_124m"}
+    for name, embedding, megabytes, total in rows:
         knobs = SelfPlayConfig if name.startswith("selfplay") else Config
         cfg = build(knobs, load_file(knobs, ROOT / "config" / f"{name}.py")[0])
         with torch.device("meta"):
-            table = parameter_table(STLM(cfg))
-        assert figures == (f"{table['embeddings']:,}", f"{table['total']:,}"), name
+            model = STLM(cfg)
+        table = parameter_table(model)
+        assert (embedding, total) == (f"{table['embeddings']:,}", f"{table['total']:,}"), name
+        stored = sum(w.numel() + 2 * w.size(0) for w in model.parameters())  # a byte a weight, 2 for a row's scale
+        assert abs(float(megabytes) * 1e6 / stored - 1) < 0.08, name
 
 
 def test_pages_are_short():
