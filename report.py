@@ -51,6 +51,8 @@ def read_run(folder, now):
     """What page and pictures need of a run. Raises where its files are not what train.py and bench.py write."""
     info, log = read_json(folder / "run.json"), read_log(folder / "log.jsonl")
     cfg, data, last, verdict = info["config"], info["data"], log[-1], info.get("verdict", {})
+    if cfg.get("game"):
+        raise ValueError("a game has no bits per byte; EXPERIMENTS.md and log.jsonl tell how it went")
     text = {split: str(data[split].get("text_sha256") or data[split]["sha256"]) for split in ("train", "val")}
     run = {"folder": folder, "log": log, "cfg": cfg, "status": clean(info["status"]), "seconds": last["elapsed"]}
     run |= {"name": re.sub(r"[-_]seed\d+$", "", clean(folder.name)), "mine": folder.parts[0] == "out"}
@@ -67,8 +69,8 @@ def read_run(folder, now):
         intervals = [b["time"] - a["time"] for a, b in itertools.pairwise(log[-20:])] or [30]
         run["silent"] = now - last["time"]
         run["status"] = "running" if run["silent"] < 120 + 20 * statistics.median(intervals) else "killed"
-    on_cpu = f", {info['threads']} thread{'s' * (info['threads'] > 1)}" if "cpu" in info["device"] else ""
-    run["device"] = clean(info["device"]) + on_cpu
+    on_cpu, n = "cpu" in info["device"], info["threads"]
+    run["device"] = clean(info["device"]) + f", {n} thread{'s' * (n > 1)}" * on_cpu
     scores = read_json(folder / "eval.json") if (folder / "eval.json").is_file() else {}
     tasks = scores["tasks"] if (scores.get("weights"), scores.get("step")) == ("last.pt", last["step"]) else {}
     run["tasks"] = {task: (100 * float(v["acc"]), int(v["n"]), int(v["of"])) for task, v in tasks.items()}
@@ -93,9 +95,8 @@ def read_runs(publish):
     """All runs under results/ and, unless they are to be published, out/; of a run and its copy, the one in results/
     (unless the other went on). A folder that cannot be read is named and left out."""
     runs, now = {}, time.time()
-    for path in (
-        p for root in (["results"] if publish else ["results", "out"]) for p in sorted(Path(root).rglob("run.json"))
-    ):
+    roots = ["results"] if publish else ["results", "out"]
+    for path in (p for root in roots for p in sorted(Path(root).rglob("run.json"))):
         try:
             run = read_run(path.parent, now)
             key = (run["config"], run["seed"], run["log"][0]["time"])
@@ -295,9 +296,8 @@ def main(argv=None):
         raise ValueError(f"no runs in {folder}/ yet: `python train.py` makes the first one in out/")
     found = [d for d in datasets(runs) if publish or any(group[0]["mine"] for group in d[2])]
     write_page(runs, found, folder / "RUNS.md")
-    print(
-        f"{len(shown)} run{'s' * (len(shown) > 1)} -> {', '.join(map(str, [folder / 'RUNS.md', *draw(found, folder)]))}"
-    )
+    written = [folder / "RUNS.md", *draw(found, folder)]
+    print(f"{len(shown)} run{'s' * (len(shown) > 1)} -> {', '.join(map(str, written))}")
     print("\n".join(running(shown)) or "nothing is running now")
 
 

@@ -92,7 +92,13 @@ def test_folders_that_cannot_be_read_are_named_and_left_out(home, capsys):
         (home / "out" / name).mkdir()
         (home / "out" / name / "run.json").write_text(text)
     (write_run(home / "out/gone", seed=3) / "log.jsonl").unlink()
-    for name, key, value in (("seedless", "seed", []), ("endless", "max_steps", 0), ("sizeless", "batch_bytes", "x")):
+    spoilt = {
+        "seedless": ("seed", []),
+        "endless": ("max_steps", 0),
+        "sizeless": ("batch_bytes", "x"),
+        "game": ("game", "nim"),
+    }
+    for name, (key, value) in spoilt.items():
         path = write_run(home / "out" / name, seed=4) / "run.json"
         info = json.loads(path.read_text())
         info["config"][key] = value
@@ -101,10 +107,11 @@ def test_folders_that_cannot_be_read_are_named_and_left_out(home, capsys):
     (write_run(home / "out/stale", seed=5) / "eval.json").write_text(json.dumps(stale))
     report.main([])
     warned = capsys.readouterr().err
-    for name in (*odd, "gone", "seedless", "endless", "sizeless"):
+    for name in (*odd, "gone", *spoilt):
         assert f"out/{name} is left out" in warned
     text = Path("out/RUNS.md").read_text()
-    assert "(1.250 to 1.500)" in text and "99.0" not in text and warned.count("\n") == 9, "and the half line"
+    assert "(1.250 to 1.500)" in text and "99.0" not in text and warned.count("\n") == 10, "and the half line"
+    assert "a game has no bits per byte" in warned
 
 
 def test_nothing_that_a_run_folder_names_is_run_or_written(home):
