@@ -107,7 +107,7 @@ def prepare_for_training(model, machine, compile, rows, T):
         model.zero_grad(set_to_none=True)
     if machine.world > 1:
         devices = [machine.device.index] if machine.device.type == "cuda" else None
-        trained = DistributedDataParallel(trained, device_ids=devices, broadcast_buffers=False)
+        trained = DistributedDataParallel(trained, device_ids=devices)
     return trained, compiled
 
 
