@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What is still unmeasured because it needs an NVIDIA GPU, in the order of its value, in blocks of at most 9 minutes (H100).
-# Usage: results/gpu_plan.sh BLOCK...       ends in ${OUT:-out}/gpu_BLOCK.tar; blocks: 0 1 2 3 (see the end of this file)
+# Usage: results/gpu_plan.sh BLOCK...       ends in ${OUT:-out}/gpu_BLOCK.tar; blocks: 0 1 2 3 4 (see the end of this file)
 #   TINY=1 results/gpu_plan.sh BLOCK        tries a block on a CPU with tiny settings: its figures mean nothing
 # Python needs torch, numpy, tqdm, matplotlib, tiktoken (offline: TIKTOKEN_CACHE_DIR), pytest, hypothesis. Data: data/textbooks
 # and data/textbooks-gpt2 (python prepare.py train.parquet --val=val.parquet --name=textbooks, and the same with
@@ -79,9 +79,15 @@ block_2() { # is stlm_50m (1.020) 0.05 bpb better than bpe_50m? How far is plain
   train plain_10m plain_10m
 }
 
-block_3() { # the largest of the family
+block_3() { # the largest of the family, and what stlm_10m learns from it in as long (compare with stlm_10m-decay)
   warm stlm_100m
   train stlm_100m stlm_100m
+  train stlm_10m stlm_10m-distilled --objective=distill --teacher=out/stlm_100m --weight_decay=0.1
+}
+
+block_4() { # text read ten times over: do objectives that never show it twice alike help? (compare with stlm_10m-decay)
+  train stlm_10m stlm_10m-multi_byte --objective=multi_byte --weight_decay=0.1
+  train stlm_10m stlm_10m-masked --objective=masked --weight_decay=0.1
 }
 
 for block in "$@"; do
