@@ -39,6 +39,12 @@ class Run:
         self.compile_seconds = saved.get("compile_seconds", 0.0)  # before the first step, all of them training time
         self.log, self.info, self.signals, self.usual, self.wandb = [], {}, [], 0.0, None
         self.interrupted = self.was_stopped = False
+        if cfg.wandb and self.writes:
+            try:
+                import wandb
+            except ImportError:
+                raise ValueError(f"wandb={cfg.wandb}: wandb is not installed; pip install wandb") from None
+            self.wandb = wandb
 
     def say(self, text, end="\n"):
         if self.writes:
@@ -75,12 +81,9 @@ class Run:
         due = self.step > 0 and (self.is_due(cfg.eval_interval) or self.done())
         self.owes_an_evaluation = machine.sum([due and missed and self.writes])[0] > 0
         self.best = min((e[self.measure] for e in self.log if e["event"] == "eval"), default=math.inf)
-        if cfg.wandb and self.writes:
-            try:
-                import wandb
-            except ImportError:
-                raise ValueError(f"wandb={cfg.wandb}: wandb is not installed; pip install wandb") from None
-            self.wandb = wandb.init(project=cfg.wandb, name=self.out.name, config=self.info["config"], dir=self.out)
+        if self.wandb:
+            about = {"project": cfg.wandb, "name": self.out.name, "config": self.info["config"]}
+            self.wandb = self.wandb.init(**about, dir=self.out)
         self.status("running")
         self.record("start")
 

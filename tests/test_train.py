@@ -362,3 +362,32 @@ def test_rows_of_a_pass(kind, share, wanted, T, rows):
     machine = Machine("cpu")
     machine.device = torch.device(kind)
     assert machine.rows_per_pass(share, wanted, T) == rows
+
+
+def test_wandb_gets_what_the_log_gets(small, tmp_path, monkeypatch):
+    class Stub:
+        """What of wandb is called."""
+
+        def init(self, **about):
+            self.about, self.logged = about, []
+            return self
+
+        def log(self, numbers, step):
+            self.logged.append((step, numbers))
+
+    monkeypatch.setitem(sys.modules, "wandb", stub := Stub())
+    train.main([*small, "--max_steps=2", "--wandb=tiny", f"--out_dir={tmp_path / 'run'}"])
+    assert (stub.about["project"], stub.about["name"], stub.about["config"]["max_steps"]) == ("tiny", "run", 2)
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    of_log = [(e["step"], e["bpb"]) for e in log if e["event"] == "train"]
+    assert [(step, n["train/bpb"]) for step, n in stub.logged if "train/bpb" in n] == of_log and len(of_log) == 2
+    assert sum("eval/bpb" in n for _, n in stub.logged) == 1
+    monkeypatch.setitem(sys.modules, "wandb", None)  # not installed
+    with pytest.raises(ValueError, match="pip install wandb"):
+        train.main([*small, "--max_steps=2", "--wandb=tiny", f"--out_dir={tmp_path / 'other'}"])
+
+
+def test_what_takes_long_at_the_end_is_announced(small, tmp_path, capsys):
+    train.main([*small, "--max_steps=1", f"--out_dir={tmp_path / 'run'}"])
+    lines = capsys.readouterr().out.splitlines()
+    assert "evaluating all of val (0.0 MB)" in lines and lines[-1].startswith("val_bpb=")
