@@ -7,7 +7,7 @@ BIN := .venv/bin
 demo: .venv/ready
 	$(BIN)/python prepare.py
 	$(BIN)/python train.py config/demo.py --dataset=stdlib --overwrite
-	$(BIN)/python sample.py --out_dir=out/demo --prompt="def " --max_new_bytes=800
+	$(BIN)/python sample.py --model=out/demo --prompt="def " --max_new_bytes=800
 
 test: .venv/ready-dev
 	$(BIN)/python -m pytest

@@ -110,12 +110,6 @@ def norm(x):
     return F.layer_norm(x, (x.size(-1),)).to(x.dtype)  # (autocast returns float32 on CUDA)
 
 
-def activation_dtype(x):
-    """Of the sums along the layers: autocast's, where it is on, for at byte rate most time goes into moving numbers."""
-    kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-
-
 def rotary(positions, head_size):
     """cos and sin of the rotary angles at `positions` (any shape), each (..., 1, head_size)."""
     frequency = 10000 ** -(torch.arange(0, head_size, 2, device=positions.device) / head_size)
@@ -379,7 +373,10 @@ class STLM(nn.Module):
                 x = F.embedding_bag(rows.flatten(0, 1), torch.cat((table, zeros)), mode="sum").view(B, T, -1)
         if self.grams is not None:
             x = x + self.from_grams(self.grams(self.gram_indices(seen, T)).flatten(2))
-        return self.dropout(norm(x).to(activation_dtype(x)))
+        x, kind = norm(x), x.device.type
+        if torch.is_autocast_enabled(kind):  # the sums along the local layers, too: at byte rate, memory is what is slow
+            x = x.to(torch.get_autocast_dtype(kind))
+        return self.dropout(x)
 
     def gram_indices(self, seen, T):
         """Rows of the table for the last 2, 3, ... symbols at each of the last T places: seen (B, N) -> (B, T, n)."""
@@ -458,12 +455,12 @@ class STLM(nn.Module):
         state is good at a time (new keys and values are written in place); `rows_of` makes copies.
         """
         cfg, weight, runs, E = self.cfg, self.embed.weight, self.cfg.n_layer * self.cfg.n_loop, self.cfg.n_local_embd
-        zeros = lambda *shape: weight.new_zeros(n_texts, *shape, dtype=activation_dtype(weight))  # noqa: E731
+        zeros = lambda *shape: weight.new_zeros(n_texts, *shape)  # noqa: E731
         zero = torch.zeros(n_texts, dtype=torch.long, device=weight.device)
         return {
             "tail": zero[:, None].expand(n_texts, cfg.lookback) + NONE,  # the newest symbols
             "since": zero + cfg.max_patch - 1,  # how many bytes ago the last patch ended
-            "sum": zeros(E).float(),  # of the bytes of the unfinished patch
+            "sum": zeros(E),  # of the bytes of the unfinished patch
             "patch": zeros(1, E),  # the newest finished patch's vector
             "patches": zero,  # how many there have been
             "cached": zero,  # of how many keys and values are still there

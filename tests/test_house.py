@@ -18,7 +18,7 @@ from selfplay import SelfPlayConfig
 
 # file: (lines at most, which of our modules it may import). A file that needs more gives something up first.
 HOUSE = {
-    "model.py": (673, ""),
+    "model.py": (670, ""),
     "config/__init__.py": (264, "model"),
     "common.py": (198, "model config"),
     "machine.py": (130, "common"),
