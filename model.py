@@ -107,7 +107,10 @@ class ModelConfig:
 
 
 def norm(x):
-    return F.layer_norm(x, (x.size(-1),)).to(x.dtype)  # (autocast returns float32 on CUDA)
+    """In autocast's dtype, where it is on: what follows needs no more, and at byte rate moving numbers is what is slow.
+    What layers add up stays in its own: in bfloat16 the last steps of a run would be lost in rounding."""
+    y, kind = F.layer_norm(x, (x.size(-1),)), x.device.type
+    return y.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else y
 
 
 def rotary(positions, head_size):
@@ -148,10 +151,9 @@ def patch_parts(x, ends, P):
     t = torch.arange(T, device=x.device).expand_as(ends)
     slot = number + (P + 1) * torch.arange(B, device=x.device)[:, None]
     # the sums first: with the look-up before them, torch 2.13's compiler loses the look-up's gradient on a CPU
-    exact = torch.promote_types(x.dtype, torch.float32)  # a sum of many in bfloat16 would lose the small ones
-    sums = x.new_zeros(B * (P + 1), E, dtype=exact).index_add(0, slot.flatten(), x.flatten(0, 1).to(exact))
+    sums = x.new_zeros(B * (P + 1), E).index_add(0, slot.flatten(), x.flatten(0, 1)).view(B, P + 1, E)
     last = torch.zeros(B, P + 1, dtype=torch.long, device=x.device).scatter(1, torch.where(ends, number, P), t)
-    return rows_at(x, last[:, :P]), sums.view(B, P + 1, E)
+    return rows_at(x, last[:, :P]), sums
 
 
 def matches(seen, lengths, T, window):
@@ -373,10 +375,7 @@ class STLM(nn.Module):
                 x = F.embedding_bag(rows.flatten(0, 1), torch.cat((table, zeros)), mode="sum").view(B, T, -1)
         if self.grams is not None:
             x = x + self.from_grams(self.grams(self.gram_indices(seen, T)).flatten(2))
-        x, kind = norm(x), x.device.type
-        if torch.is_autocast_enabled(kind):  # the sums along the local layers, too: at byte rate, memory is what is slow
-            x = x.to(torch.get_autocast_dtype(kind))
-        return self.dropout(x)
+        return self.dropout(F.layer_norm(x, (x.size(-1),)))
 
     def gram_indices(self, seen, T):
         """Rows of the table for the last 2, 3, ... symbols at each of the last T places: seen (B, N) -> (B, T, n)."""
@@ -401,7 +400,7 @@ class STLM(nn.Module):
 
     def pool_patches(self, last, sums):
         """What the trunk reads of each patch, (B, P, C): its last byte (B, P, E) and the sum of its bytes (B, P, E)."""
-        return self.pool(torch.cat((norm(last), norm(sums).to(last.dtype)), dim=-1))
+        return self.pool(torch.cat((norm(last), norm(sums)), dim=-1))
 
     def trunk(self, z, positions, past=None, cache=None):
         """z (B, P, C), the patches with numbers `positions`, (P,) or (B, P), through all layers, n_loop times."""

@@ -53,7 +53,7 @@ class SelfPlayConfig(Config):
     games: int = 256  # played at once, in one iteration
     pretrain: float = 0.125  # share of the run that reads random games first
     openings: float = 0.5  # share of the games that begin with 0 to 4 random moves
-    entropy: float = 0.1  # first weight of the entropy bonus, which falls to a quarter; 0.02 collapses
+    entropy: float = 0.1  # weight of the entropy bonus, which falls to 0 in the second half; 0.02 collapses
     # self-play on text
     prefix_bytes: int = 64  # of real text, which the opponent goes on from to the end of block_size
     spin_beta: float = 0.1  # how steeply the loss judges a log-ratio
@@ -173,8 +173,8 @@ class GameRun(SelfPlayRun):
             optimizers, progress = [self.player], (progress - self.reading) / (1 - self.reading)
             with self.machine.autocast:
                 games = play(game, model, *lineup(game, cfg, self.step))
-                # the bonus falls to a quarter: at the end it would outweigh mistakes that are seldom punished
-                loss = reinforce_loss(game, model, games, cfg.entropy * max(0.25, 1 - progress))
+                # the bonus falls only in the second half: before the last moves are learnt, no first one can be judged
+                loss = reinforce_loss(game, model, games, cfg.entropy * min(1, 2 * (1 - progress)))
             values["illegal"] = lambda: games.illegal.sum().item() / games.chosen.sum().item()
             values["first_won"] = lambda: (games.result > 0).float().mean().item()
             values["drawn"] = lambda: (games.result == 0).float().mean().item()
