@@ -101,7 +101,7 @@ def lock(path, message):
 
 
 def load_checkpoint(path, device="cpu"):
-    """The checkpoint's dict, as Run.save in train.py makes it. ValueError that says why if it is damaged or foreign."""
+    """The checkpoint's dict, as Run.save in run.py makes it. ValueError that says why if it is damaged or foreign."""
     if not Path(path).is_file():
         raise ValueError(f"no checkpoint {path}")
     try:
@@ -143,8 +143,8 @@ def load_model(path, device="cpu"):
 
 
 def load_run(name, first="last", device="cpu"):
-    """-> (model, checkpoint, path) of a run's folder: its `first`.pt, else (which is said, if that is broken) its other
-    one. Or of a shared folder, here or under USER/NAME on the Hub, where config.json tells of the run."""
+    """-> (model, checkpoint, path) of a run's folder: its `first`.pt, or its other one, and where `first` is broken
+    that is said. Or of a shared folder, here or under USER/NAME on the Hub, where config.json tells of the run."""
     there = [p for p in (Path(name, f"{which}.pt") for which in dict.fromkeys((first, "best", "last"))) if p.exists()]
     for path in there:
         try:

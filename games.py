@@ -66,8 +66,8 @@ class TicTacToe(Game):
 
 
 class Nim(Game):
-    """A heap of 21; each in turn takes 1, 2 or 3; who takes the last one wins. The mark says how many are left: without
-    it the model would have to add up all moves modulo 4, which it does not learn in minutes."""
+    """A heap of 21; each in turn takes 1, 2 or 3; who takes the last one wins. The mark says how many are left:
+    without it the model would have to add up all moves modulo 4."""
 
     alphabet, n_mark, n_plies, n_keys = b"123", 3, 21, 22
 

@@ -49,10 +49,12 @@ class Machine:
 
     def rows_per_pass(self, share, wanted, T):
         """How many of this process's `share` of rows, T symbols each, go through the model at once: `wanted`, or all
-        if that is 0; on a CPU a divisor of it and 8,192 symbols at most, which are as fast and take less memory."""
-        rows = min(wanted or share, max(1, share))
+        if that is 0; on a CPU a divisor of it and 8,192 symbols at most, which are as fast and take less memory (but
+        where the only divisors are much smaller than that, all)."""
+        rows = max(1, min(wanted or share, share))
         most = max(1, 8192 // T) if self.device.type == "cpu" else rows
-        return max(n for n in range(1, rows + 1) if rows % n == 0 and n <= most)
+        fits = max(n for n in range(1, rows + 1) if rows % n == 0 and n <= most)
+        return fits if 4 * fits > min(most, rows) else rows
 
     def peak_flops(self):
         """Dense FLOP/s by the device's data sheet in bfloat16, or None."""

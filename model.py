@@ -107,8 +107,8 @@ class ModelConfig:
 
 
 def norm(x):
-    """In autocast's dtype, where it is on: what follows needs no more, and at byte rate moving numbers is what is slow.
-    What layers add up stays in its own: in bfloat16 the last steps of a run would be lost in rounding."""
+    """LayerNorm, in autocast's dtype where that is on: matrix products need no more, and at byte rate moving float32 is
+    slow. The residual sums stay in float32: in bfloat16 the last small updates would be rounded away."""
     y, kind = F.layer_norm(x, (x.size(-1),)), x.device.type
     return y.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else y
 
@@ -621,7 +621,8 @@ class STLM(nn.Module):
                 tensors[key], tensors[f"{key}.scale"] = pack(w, 8 if key == "embed.weight" else bits)
         config = {f.name: getattr(self.cfg, f.name) for f in dataclasses.fields(ModelConfig)}
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "model.safetensors").write_bytes(save(tensors))
+        (new := folder / "model.safetensors.tmp").write_bytes(save(tensors))
+        new.replace(folder / "model.safetensors")  # (the old file may be what loaded weights are still read from)
         (folder / "config.json").write_text(json.dumps(config | {"about": self.about | {"bits": bits}}, indent=1))
         (folder / "README.md").write_text(card or "`STLM.from_pretrained` in model.py loads it.", encoding="utf-8")
         (folder / "model.py").write_bytes(Path(__file__).read_bytes())
@@ -645,7 +646,7 @@ def pack(w, bits):
 
 
 def unpack(whole, scale, shape):
-    """The matrix of this shape that `pack` made them of."""
+    """The inverse of `pack`; the split drops the padding."""
     if whole.dtype == torch.uint8:
         whole = torch.stack((whole >> 4, whole & 15), dim=2).flatten(1) - 8.0
     return (whole * scale.float()).flatten().split((shape.numel(), -shape.numel() % whole.size(1)))[0].view(shape)

@@ -4,8 +4,8 @@
 
 An objective is a module around the model: `forward(idx, targets, progress)` takes bytes (B, T), those that follow them,
 and the share of the run that is done (a tensor, so that a schedule does not compile anew), and returns a loss in nats.
-Evaluation, sampling and best.pt see the model alone. The model itself is the objective next_byte, and stands in for
-every other whose knob leaves nothing more to do.
+Evaluation, sampling and best.pt see the model alone. next_byte is the model itself; so is any other objective whose
+knob switches it off (n_future=1, mask_share=0, ...).
 
 With `watches` it returns (1 + n,), the loss and n figures to log, of these names. From "next_byte" the log makes its
 bpb, so that runs can be compared whatever their losses add. (Not those of masked: theirs is of text with gaps.)

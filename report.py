@@ -48,11 +48,11 @@ def clean(text):
 
 
 def read_run(folder, now):
-    """What page and pictures need of a run. Raises where its files are not what train.py and bench.py write."""
+    """What page and pictures need of a run. Raises where its files are not what run.py and bench.py write."""
     info, log = read_json(folder / "run.json"), read_log(folder / "log.jsonl")
     cfg, data, last, verdict = info["config"], info["data"], log[-1], info.get("verdict", {})
     if cfg.get("game"):
-        raise ValueError("a game has no bits per byte; EXPERIMENTS.md and log.jsonl tell how it went")
+        raise ValueError("a game has no bits per byte; log.jsonl and its last line tell how it went")
     text = {split: str(data[split].get("text_sha256") or data[split]["sha256"]) for split in ("train", "val")}
     run = {"folder": folder, "log": log, "cfg": cfg, "status": clean(info["status"]), "seconds": last["elapsed"]}
     run |= {"name": re.sub(r"[-_]seed\d+$", "", clean(folder.name)), "mine": folder.parts[0] == "out"}

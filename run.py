@@ -29,7 +29,7 @@ class Run:
     """A run's step and clock, the signals it gets, and its folder: log.jsonl (a JSON object per event), run.json (what,
     where, status), checkpoints, loss.png. Every process has one; only that of rank 0 prints and writes."""
 
-    script, measure = "train.py", "bpb"  # what runs; of an evaluation, what is best where it is lowest
+    script, measure = "train.py", "bpb"  # the script's name; the figure of an evaluation that should be low
 
     def __init__(self, cfg, machine, checkpoint):
         self.cfg, self.machine, self.writes, self.out = cfg, machine, machine.rank == 0, Path(cfg.out_dir)

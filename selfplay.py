@@ -1,14 +1,14 @@
 """A model against itself: in a game, and against its own text. Edit this file directly.
 
     python selfplay.py config/selfplay_game.py                     # tic-tac-toe, 10 minutes on one CPU core
-    python selfplay.py config/selfplay_game.py --game=nim --max_seconds=180
     python selfplay.py config/selfplay_game.py --play              # you against the trained model
+    python selfplay.py config/selfplay_game.py --game=nim --max_seconds=180 --out_dir=out/nim
     python selfplay.py config/selfplay_text.py --init_from=out/demo
 
 A game is text (games.py). The model first reads random legal games, as in train.py; then it plays both sides and makes
 likelier what won: REINFORCE, with the batch's mean result at each ply as baseline and an entropy bonus over the legal
-moves. Half of the games begin with a few random moves; without them it never sees what its own play avoids. A pool of
-past selves and a critic bought nothing, so there is neither. best.pt has the weights that lose the fewest lines of all
+moves. Half of the games begin with a few random moves; without them it never sees what its own play avoids. There is
+no pool of past selves and no critic: it gets there without. best.pt has the weights that lose the fewest lines of all
 there are; they are judged at the end, on the last line of stdout.
 
 On text the model, as it is at an iteration's beginning, continues real text; then it learns to tell the real from its
@@ -57,16 +57,19 @@ class SelfPlayConfig(Config):
     # self-play on text
     prefix_bytes: int = 64  # of real text, which the opponent goes on from to the end of block_size
     spin_beta: float = 0.1  # how steeply the loss judges a log-ratio
-    next_byte: float = 1.0  # weight of the next-byte loss on the real text beside it
+    next_byte_weight: float = 1.0  # of the next-byte loss on the real text beside it
 
     def __post_init__(self):
         super().__post_init__()
         limits = {"games": (2, 10**6), "pretrain": (0, 1), "openings": (0, 1), "entropy": (0, 10), "play_lr": (0, 1)}
         longest = math.inf if self.game else self.block_size
-        limits |= {"prefix_bytes": (1, longest), "spin_beta": (0, 100), "next_byte": (0, 100)}
+        limits |= {"prefix_bytes": (1, longest), "spin_beta": (0, 100), "next_byte_weight": (0, 100)}
         for key, (low, high) in limits.items():
             if not low <= getattr(self, key) <= high:
                 raise ValueError(f"{key}={getattr(self, key)} must be between {low} and {high}")
+        for key, value in (("dropout", 0), ("objective", "next_byte"), ("teacher", "")):
+            if getattr(self, key) != value:
+                raise ValueError(f"{key}={getattr(self, key)!r} is not for self-play: leave it at {value!r}")
         if not self.game and self.opponent == "random":
             raise ValueError("opponent='random' needs a game: on text it is 'self' or 'none'")
 
@@ -140,7 +143,8 @@ class SelfPlayRun(Run):
         loss, norm, values = loss.item(), norm.item(), {key: value() for key, value in values.items()}
         if not (math.isfinite(loss) and math.isfinite(norm)):
             self.record("failed", loss=str(loss), norm=str(norm))
-            raise ValueError(f"step {self.step}: loss {loss}, gradient norm {norm}; try a lower --play_lr or --muon_lr")
+            way = "--resume goes on from the last checkpoint" if self.last_path.exists() else "--overwrite starts anew"
+            raise ValueError(f"step {self.step}: loss {loss}, gradient norm {norm}; {way}, with a lower --play_lr")
         self.record("train", loss=loss, norm=norm, lr_scale=lr_scale, **values)
         left = duration(self.elapsed / self.progress() * max(0, 1 - self.progress()))
         shown = [f"step {self.step}", f"loss {loss:.4f}", *(f"{k} {v:.4f}" for k, v in values.items()), f"{left} left"]
@@ -257,7 +261,7 @@ class TextRun(SelfPlayRun):
     def iterate(self):
         """The opponent is the model as it is now: it writes, and its log-probabilities are kept; then the player takes
         a step for every micro_batch of rows."""
-        cfg, model, n = self.cfg, self.model, self.batches.micro_batch
+        cfg, model, n = self.cfg, self.model, self.cfg.micro_batch or len(self.batches.at(0))
         lr_scale, first = set_schedules(model, [self.player], cfg, self.progress()), cfg.prefix_bytes - 1
         real, values, total, nats = self.batches.at(self.step), {}, 0.0, 0.0
         if cfg.opponent == "self":
@@ -273,7 +277,7 @@ class TextRun(SelfPlayRun):
         for i, (real_part, own_part) in enumerate(parts):
             with self.machine.autocast:
                 of_real = log_p(model, real_part)
-                loss = -cfg.next_byte * of_real.mean()
+                loss = -cfg.next_byte_weight * of_real.mean()
                 if cfg.opponent == "self":
                     player = of_real[:, first:], log_p(model, own_part)[:, first:]
                     loss = loss + spin_loss(player, (opponent[0][i], opponent[1][i]), cfg.spin_beta)
@@ -281,7 +285,9 @@ class TextRun(SelfPlayRun):
             total, nats = total + loss.detach() / len(parts), nats - of_real.detach().mean() / len(parts)
         values["bpb"] = lambda: nats.item() / math.log(2)
         if cfg.opponent == "self":
-            values["spin"] = lambda: (total - cfg.next_byte * nats).item()  # ln 2 = 0.693: cannot tell them apart
+            values["spin"] = lambda: (
+                total - cfg.next_byte_weight * nats
+            ).item()  # ln 2 = 0.693: cannot tell them apart
         return total, norm, lr_scale, values
 
     def evaluate(self):
@@ -328,7 +334,10 @@ def shaped_as_trained(cfg):
     """The config with the shape and the dataset of the run to start from."""
     if not cfg.init_from:
         raise ValueError("on text, self-play goes on from a trained model: --init_from=out/RUN (a --game needs none)")
-    trained = load_run(cfg.init_from, "best")[1]["config"]
+    model, checkpoint, path = load_run(cfg.init_from, "best")
+    trained = checkpoint["config"] | dataclasses.asdict(model.cfg)
+    if trained["tokenizer"] != "bytes":
+        raise ValueError(f"{path} reads {trained['tokenizer']} tokens: self-play on text needs a model of bytes")
     return dataclasses.replace(cfg, **{key: trained[key] for key in OF_THE_TRAINED - cfg.from_command_line})
 
 
@@ -375,5 +384,7 @@ if __name__ == "__main__":
         sys.exit(main())
     except (KeyboardInterrupt, EOFError):
         sys.exit("selfplay.py: stopped at once; the newest checkpoint, if it was learning, is whole: --resume goes on")
+    except (MemoryError, torch.OutOfMemoryError):
+        sys.exit("selfplay.py: out of memory: fewer --games, or a smaller --batch_bytes")
     except (ValueError, OSError) as e:
         sys.exit(f"selfplay.py: {e}")

@@ -10,6 +10,7 @@ model has read often it can recite.
 """
 
 import json
+import re
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from typing import Literal
 
 import torch
 
-from common import is_hub_name, load_run, newest_run
+from common import first_line, is_hub_name, load_run, newest_run
 from config import parse
 from data import decode, encode
 from machine import parameter_table
@@ -91,31 +92,38 @@ def about_run(checkpoint, path):
     if (scores.get("weights"), scores.get("step")) == (path.name, about["step"]):
         tasks = {task: {k: v for k, v in found.items() if k != "groups"} for task, found in scores["tasks"].items()}
         about |= {"tasks": tasks} | {key: scores[key] for key in ("val",) if key in scores}
-    sources = about["data"].get("sources", [])  # the folders of this machine are nobody's business
-    local = [Path(source).name if source[:1] in "/.~" else source for source in sources]
-    return about | {"data": about["data"] | {"sources": local}}
+    # the folders of this machine are nobody's business
+    sources = [Path(source).name if source[:1] in "/.~" else source for source in about["data"].get("sources", [])]
+    about |= {"command": re.sub(r"(?<![\w.])[/~]\S*/", "", about["command"])} if "command" in about else {}
+    return about | {"data": about["data"] | {"sources": sources}}
 
 
 def write_card(cfg, model, small, megabytes):
     """The text of README.md. `small` has the weights of cfg.bits that are shared: it writes the sample."""
     about, data, is_bytes = model.about, model.about["data"], model.cfg.tokenizer == "bytes"
-    facts = [f"- text: {data.get('name') or 'not told'} ({', '.join(data['sources'])})"]
+    facts = [f"- text: {data.get('name') or 'not told'}" + f" ({', '.join(data['sources'])})" * bool(data["sources"])]
     for split in (s for s in ("train", "val") if s in data):
         facts += [f"- {split}: {data[split]['bytes']:,} bytes in {data[split]['documents']:,} documents"]
     where = f"{about['elapsed']:,.0f} seconds on {about.get('device', 'an unknown machine')}"
     facts += [f"- training: {about['step']:,} steps in {where}; commit {about['commit']}"]
     facts += [f"- command: `{about['command']}`"] if "command" in about else []
     if verdict := about.get("verdict"):
-        facts += [f"- val: {verdict['val_bpb']} bits per byte ({verdict['val_nats']} nats) at 32 bits"]
+        facts += [f"- at 32 bits: {', '.join(f'{key}={value}' for key, value in verdict.items())}"]
     if tasks := about.get("tasks"):
         facts += ["", "| benchmark | items | accuracy ± standard error | chance |", "|---|---|---|---|"]
     for task, v in (tasks or {}).items():
         facts += [f"| {task} | {v['n']:,} | {v['acc']:.1%} ± {v['acc_stderr'] or 0:.1%} | {v['chance']:.1%} |"]
     generator, prompt = torch.Generator().manual_seed(cfg.seed), encode(model.cfg, cfg.prompt.encode())
     sample = decode(model.cfg, list(small.generate(prompt, 400, temperature=0.8, generator=generator)))
+    python = PYTHON.format(prompt=cfg.prompt, to=cfg.to if is_hub_name(cfg.to) else ".")
     values = {"facts": "\n".join(facts), "sample": cfg.prompt + sample.decode(errors="replace")}
-    values |= {"name": Path(cfg.to).name, "context": model.cfg.block_size, "megabytes": megabytes}
-    values |= {"symbols": "bytes" if is_bytes else "GPT-2's tokens", "python": PYTHON.format(**vars(cfg)) * is_bytes}
+    values |= {
+        "name": Path(cfg.to).name,
+        "to": cfg.to if is_hub_name(cfg.to) else Path(cfg.to).name,
+        "context": model.cfg.block_size,
+        "megabytes": megabytes,
+    }
+    values |= {"symbols": "bytes" if is_bytes else "GPT-2's tokens", "python": python * is_bytes}
     values |= {"parameters": (parts := parameter_table(model))["total"], "tables": parts["n-gram tables"]}
     return CARD.format(**vars(cfg) | values)
 
@@ -136,7 +144,10 @@ def main(argv=None):
         megabytes = Path(folder, "model.safetensors").stat().st_size / 1e6
         card = write_card(cfg, model, STLM.from_pretrained(folder), megabytes)
     write = model.push_to_hub if is_hub_name(cfg.to) else model.save_pretrained
-    write(cfg.to, cfg.bits, card)
+    try:
+        write(cfg.to, cfg.bits, card)
+    except Exception as e:  # the Hub's client has many kinds
+        raise ValueError(f"cannot write to {cfg.to}: {first_line(e)}") from None
     print(f"{path} -> {cfg.to}; python sample.py --model={cfg.to} writes text with it")
 
 

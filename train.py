@@ -8,7 +8,8 @@ Reads data/DATASET (see prepare.py; the newest by default). Writes out/RUN: last
 loss), log.jsonl, run.json, loss.png. The last line on stdout is the verdict of the final weights on the whole val file.
 
 log.jsonl has a JSON object per event, each with step, elapsed (seconds of training) and time (of day):
-    train    bpb of the step's batch, norm (of the gradient), lr_scale (share of the peak rates), bytes_per_second, mfu
+    train    bpb of the step's batch, norm (of the gradient), lr_scale (share of the peak rates), bytes_per_second, mfu;
+             with objective=masked, bpb is that of text with gaps; next_patch adds variance and explained
     eval     bpb on eval_bytes of val, bytes, overflow (share of rows with more than max_patches), bytes_per_patch
     start, end (the verdict), interrupted, failed
 """
@@ -34,7 +35,7 @@ from run import OF_A_RUN, Run
 
 # On resume a command may change these of the run's knobs, and those that are its own.
 MAY_CHANGE = {"max_steps", "max_seconds", "eval_interval", "eval_bytes", "log_interval"}
-MAY_CHANGE |= {"device", "compile", "data_dir", "micro_batch", "muon_lr", "adam_lr"}
+MAY_CHANGE |= {"device", "compile", "data_dir", "micro_batch", "muon_lr", "adam_lr", "play_lr", "teacher"}
 OF_THE_COMMAND = {"out_dir", "resume", "overwrite", "init_from", "wandb"}
 
 

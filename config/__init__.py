@@ -62,7 +62,7 @@ class Config(ModelConfig):
     mask_share: float = 0.15  # masked: share of the input bytes that are hidden
     mask_span: int = 3  # masked: how many bytes in a row are hidden together
     patch_weight: float = 0.03  # next_patch: weight of the patch's loss beside the bytes'
-    teacher: str = ""  # distill: out folder of the run to learn from
+    teacher: str = ""  # distill: the model to learn from: a run's folder, a shared one, or USER/NAME on the Hub
     teacher_share: float = 0.5  # distill: share of the loss that compares with the teacher; the rest is the data's
     # machine
     device: str = "auto"  # auto: cuda, else mps, else cpu

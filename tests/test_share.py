@@ -150,9 +150,10 @@ def test_the_harness_takes_it(shared):
 def test_the_card_tells_what_the_run_knows(trained, shared):
     card = (shared / "README.md").read_text()
     run_json = json.loads((trained / "run.json").read_text())
-    assert card.startswith("---\nlicense: mit\n") and f'STLM.from_pretrained("{shared}")' in card
-    for fact in (f"{run_json['parameters']['total']:,}", run_json["command"], run_json["verdict"]["val_bpb"], "words"):
+    assert card.startswith("---\nlicense: mit\n") and 'STLM.from_pretrained(".")' in card
+    for fact in (f"{run_json['parameters']['total']:,}", "train.py --", run_json["verdict"]["val_bpb"], "words"):
         assert fact in card
+    assert str(trained.parent) not in card + (shared / "config.json").read_text(), "folders of this machine"
     python = card.split("```python\n")[1].split("```")[0]
     done = subprocess.run([sys.executable, "-c", python], cwd=shared, capture_output=True, text=True)
     assert done.returncode == 0 and len(done.stdout) > 10, done.stderr
@@ -435,3 +436,17 @@ print(bytes(stlm.STLM.from_pretrained("copy").generate("the ", 20)))
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0 and len(eval(done.stdout)) <= 20, done.stderr
     assert (tmp_path / "copy/model.py").read_bytes() == (ROOT / "model.py").read_bytes()
+
+
+def test_loaded_weights_outlive_the_file_they_came_from(shared, tmp_path):
+    shutil.copytree(shared, tmp_path / "a")
+    model = STLM.from_pretrained(tmp_path / "a")
+    before = logits(model)
+    model.save_pretrained(tmp_path / "a", bits=8)
+    assert torch.equal(logits(model), before)
+
+
+def test_a_hub_that_does_not_answer_is_one_line(trained, tmp_path):
+    env = {"HF_ENDPOINT": "http://127.0.0.1:1", "HF_HOME": str(tmp_path / "hf"), "HF_TOKEN": "hf_none"}
+    done = run("share.py", f"--model={trained}", "--to=ann/poems", cwd=tmp_path, env=env, check=False)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "cannot write to ann/poems" in done.stderr

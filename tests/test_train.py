@@ -351,6 +351,8 @@ def test_the_dtype_is_kept_on_resume_whatever_the_machine(small, tmp_path, monke
         ("cpu", 16, 0, 512, 16),
         ("cpu", 6, 0, 4096, 2),
         ("cpu", 3, 0, 4096, 1),  # a divisor
+        ("cpu", 37, 0, 512, 37),  # whose only small divisor is 1
+        ("cpu", 0, 0, 512, 1),  # more processes than rows: refused later, too
         ("cpu", 4, 3, 512, 3),  # (which is no divisor of 4: refused later, by its name)
         ("cpu", 2, 0, 16384, 1),
         ("cuda", 16, 16, 4096, 16),
