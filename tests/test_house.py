@@ -31,7 +31,7 @@ HOUSE = {
     "selfplay.py": (390, "model config common machine data optim games run train"),
     "sample.py": (140, "model config common machine data"),
     "sources.py": (290, "common"),
-    "share.py": (155, "model config common data machine"),
+    "share.py": (160, "model config common data machine"),
     "prepare.py": (320, "model config common data sources"),
     "bench.py": (495, "model config common machine data optim"),
     "report.py": (308, "config common"),
