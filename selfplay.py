@@ -2,7 +2,7 @@
 
     python selfplay.py config/selfplay_game.py                     # tic-tac-toe, 10 minutes on one CPU core
     python selfplay.py config/selfplay_game.py --play              # you against the trained model
-    python selfplay.py config/selfplay_game.py --game=nim --max_seconds=180 --out_dir=out/nim
+    python selfplay.py config/selfplay_game.py --game=nim --entropy_end=0.1 --max_seconds=180 --out_dir=out/nim
     python selfplay.py config/selfplay_text.py --init_from=out/demo
 
 A game is text (games.py). The model first reads random legal games, as in train.py; then it plays both sides and makes
@@ -53,7 +53,8 @@ class SelfPlayConfig(Config):
     games: int = 256  # played at once, in one iteration
     pretrain: float = 0.125  # share of the run that reads random games first
     openings: float = 0.5  # share of the games that begin with 0 to 4 random moves
-    entropy: float = 0.1  # weight of the entropy bonus, which falls to 0 in the second half; 0.02 collapses
+    entropy: float = 0.1  # first weight of the entropy bonus; 0.02 collapses
+    entropy_end: float = 0.025  # the least, to which it falls; long games want more, to judge their first moves late
     # self-play on text
     prefix_bytes: int = 64  # of real text, which the opponent goes on from to the end of block_size
     spin_beta: float = 0.1  # how steeply the loss judges a log-ratio
@@ -61,7 +62,14 @@ class SelfPlayConfig(Config):
 
     def __post_init__(self):
         super().__post_init__()
-        limits = {"games": (2, 10**6), "pretrain": (0, 1), "openings": (0, 1), "entropy": (0, 10), "play_lr": (0, 1)}
+        limits = {
+            "games": (2, 10**6),
+            "pretrain": (0, 1),
+            "openings": (0, 1),
+            "entropy": (0, 10),
+            "entropy_end": (0, 10),
+            "play_lr": (0, 1),
+        }
         longest = math.inf if self.game else self.block_size
         limits |= {"prefix_bytes": (1, longest), "spin_beta": (0, 100), "next_byte_weight": (0, 100)}
         for key, (low, high) in limits.items():
@@ -177,8 +185,8 @@ class GameRun(SelfPlayRun):
             optimizers, progress = [self.player], (progress - self.reading) / (1 - self.reading)
             with self.machine.autocast:
                 games = play(game, model, *lineup(game, cfg, self.step))
-                # the bonus falls only in the second half: before the last moves are learnt, no first one can be judged
-                loss = reinforce_loss(game, model, games, cfg.entropy * min(1, 2 * (1 - progress)))
+                # the bonus falls: at the end it would outweigh mistakes that are seldom punished
+                loss = reinforce_loss(game, model, games, max(cfg.entropy_end, cfg.entropy * (1 - progress)))
             values["illegal"] = lambda: games.illegal.sum().item() / games.chosen.sum().item()
             values["first_won"] = lambda: (games.result > 0).float().mean().item()
             values["drawn"] = lambda: (games.result == 0).float().mean().item()

@@ -23,7 +23,7 @@ for part in ${*:-game text}; do
         keep "$run"
       done
       run=nim-self-seed$seed
-      $python selfplay.py config/selfplay_game.py --game=nim --seed="$seed" --max_seconds=180 --out_dir=out/"$run" \
+      $python selfplay.py config/selfplay_game.py --game=nim --entropy_end=0.1 --seed="$seed" --max_seconds=180 --out_dir=out/"$run" \
         --overwrite > "out/$run.txt"
       keep "$run"
     done
