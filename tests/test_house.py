@@ -28,7 +28,7 @@ HOUSE = {
     "games.py": (245, "model"),
     "run.py": (290, "common machine data objectives"),
     "train.py": (250, "model config common machine data optim objectives run prepare"),
-    "selfplay.py": (395, "model config common machine data optim games run train"),
+    "selfplay.py": (400, "model config common machine data optim games run train"),
     "sample.py": (140, "model config common machine data"),
     "sources.py": (290, "common"),
     "share.py": (160, "model config common data machine"),
