@@ -421,7 +421,11 @@ def test_python_on_its_own(trained, shared, tmp_path):
 @pytest.mark.slow
 def test_the_wheel_is_model_py_under_the_name_stlm(shared, tmp_path):
     pip = [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check"]
-    subprocess.run([*pip, "wheel", "--no-deps", "-w", tmp_path / "wheel", ROOT], check=True, cwd=tmp_path)
+    build = [*pip, "wheel", "--no-deps", "-w", tmp_path / "wheel", ROOT]
+    built = subprocess.run(build, cwd=tmp_path, capture_output=True, text=True)
+    if "No matching distribution found for hatchling" in built.stderr:
+        pytest.skip("pip finds no hatchling here, which builds the wheel")
+    assert built.returncode == 0, built.stderr
     (wheel,) = (tmp_path / "wheel").glob("*.whl")
     subprocess.run([*pip, "install", "--no-deps", "--target", tmp_path / "site", wheel], check=True, cwd=tmp_path)
     assert {p.name for p in (tmp_path / "site").glob("*.py")} == {"stlm.py"}
