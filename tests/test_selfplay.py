@@ -220,6 +220,7 @@ def test_reading_games_in_training_is_what_play_saw(game, model):
     assert mean == pytest.approx(torch.cat(one_by_one).mean().item(), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_a_little_training_on_nim_cuts_illegal_moves(tmp_path, capsys):
     out, keys = tmp_path / "nim", "illegal lost_first lost_second win_random_first win_random_second"
     keys += " draw_perfect_first draw_perfect_second win_perfect_first seconds"

@@ -229,6 +229,7 @@ def hub(shared, tmp_path):
     server.server_close()
 
 
+@pytest.mark.slow
 def test_a_name_on_the_hub_is_a_model(hub, shared, tmp_path):
     env, asked = hub
     args = ["--prompt=the ", "--max_new_bytes=40", "--device=cpu"]
