@@ -269,7 +269,7 @@ class TextRun(SelfPlayRun):
     def iterate(self):
         """The opponent is the model as it is now: it writes, and its log-probabilities are kept; then the player takes
         a step for every micro_batch of rows."""
-        cfg, model, n = self.cfg, self.model, self.cfg.micro_batch or len(self.batches.at(0))
+        cfg, model, n = self.cfg, self.model, self.cfg.micro_batch or self.batches.n_rows
         lr_scale, first = set_schedules(model, [self.player], cfg, self.progress()), cfg.prefix_bytes - 1
         real, values, total, nats = self.batches.at(self.step), {}, 0.0, 0.0
         if cfg.opponent == "self":

@@ -7,22 +7,16 @@ SPIRAL, arXiv 2506.24119). No data is needed. The same with Nim: --game=nim --en
 --max_seconds=180 --out_dir=out/nim
 """
 
+from config.shakespeare_80k import *
+
+dataset = ""  # it makes its own
 game = "tictactoe"
 max_seconds = 600
 # model: its context holds the longest game of Nim
 block_size = 108
 max_patches = 44
-n_layer = 1
-n_loop = 2
-n_head = 2
-n_embd = 32
-n_local_embd = 44
-n_grams = 2
-gram_rows = 800
-gram_width = 16
+n_match = 0
 # training
-batch_bytes = 4096
 decay = 0.9
-weight_decay = 0.1
 eval_interval = 100
 log_interval = 20
