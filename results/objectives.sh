@@ -18,7 +18,7 @@ case $on in
   shakespeare) config=shakespeare_800k teacher_config=shakespeare_1m length= larger= ;;
   textbooks_3m) config=textbooks_3m teacher_config=textbooks_10m length=--max_seconds=300 larger= ;;
   textbooks_repeat) config=textbooks_repeat teacher_config=textbooks_repeat length=
-    larger="--n_layer=4 --n_head=4 --n_embd=256 --n_local_embd=192 --dropout=0.2" ;;
+    larger="--n_layer=4 --n_head=3 --n_embd=192 --n_local_embd=128 --dropout=0.1 --max_steps=1953" ;;
   *) echo "ON=$on is none of shakespeare, textbooks_3m, textbooks_repeat" >&2; exit 1 ;;
 esac
 if [ -n "${MAX:-}" ]; then

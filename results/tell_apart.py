@@ -23,7 +23,7 @@ from games import uniform
 from model import STLM, ModelConfig
 from selfplay import write_on
 
-PREFIX, LENGTH, TRAIN_ROWS, VAL_ROWS, STEPS, BATCH = 64, 256, 3072, 384, 1200, 64
+PREFIX, LENGTH, TRAIN_ROWS, VAL_ROWS, STEPS, BATCH = 64, 256, 3072, 384, 500, 64
 SHAPE = {"block_size": LENGTH, "n_layer": 1, "n_head": 2, "n_embd": 32, "n_local_embd": 48, "n_grams": 2}
 SHAPE |= {"gram_rows": 800, "gram_width": 16}
 

@@ -22,4 +22,5 @@ micro_batch = 0
 dropout = 0.0
 muon_lr = 0.015
 adam_lr = 0.01
+compile = "on"
 eval_interval = 0
