@@ -6,10 +6,10 @@
     python selfplay.py config/selfplay_text.py --init_from=out/demo
 
 A game is text (games.py). The model first reads random legal games, as in train.py; then it plays both sides and makes
-likelier what won: REINFORCE, with the batch's mean result at each ply as baseline and an entropy bonus over the legal
-moves. Half of the games begin with a few random moves; without them it never sees what its own play avoids. There is
-no pool of past selves and no critic: it gets there without. best.pt has the weights that lose the fewest lines of all
-there are; they are judged at the end, on the last line of stdout.
+likelier what won: REINFORCE, with the mean result at each ply as baseline and an entropy bonus over the legal moves.
+Half of the games begin with a few random moves, and in a quarter one side makes nothing else: without them it never
+sees what its own play avoids. There is no pool of past selves and no critic: it gets there without. best.pt has the
+weights that lose the fewest lines of all there are; they are judged at the end, on the last line of stdout.
 
 On text the model, as it is at an iteration's beginning, continues real text; then it learns to tell the real from its
 own (SPIN, arXiv 2401.01335). Both leave in out/RUN what train.py does.
@@ -46,13 +46,14 @@ OF_THE_TRAINED |= {"dataset", "data_dir"}
 class SelfPlayConfig(Config):
     # self-play
     game: Literal["", "tictactoe", "nim"] = ""  # what is played; empty: against its own text, from init_from
-    opponent: Literal["self", "random", "none"] = "self"  # random: random moves; none: next-byte training only
+    opponent: Literal["self", "none"] = "self"  # none: next-byte training only
     play_lr: float = 0.002  # peak learning rate of self-play (AdamW)
     # self-play in a game
     play: bool = False  # you against the best weights of out_dir, on the terminal
     games: int = 256  # played at once, in one iteration
     pretrain: float = 0.125  # share of the run that reads random games first
     openings: float = 0.5  # share of the games that begin with 0 to 4 random moves
+    random_games: float = 0.25  # share of the games in which one side, either, makes random moves throughout
     entropy: float = 0.1  # first weight of the entropy bonus; 0.02 collapses
     entropy_end: float = 0.025  # the least, to which it falls; long games want more, to judge their first moves late
     # self-play on text
@@ -66,6 +67,7 @@ class SelfPlayConfig(Config):
             "games": (2, 10**6),
             "pretrain": (0, 1),
             "openings": (0, 1),
+            "random_games": (0, 1),
             "entropy": (0, 10),
             "entropy_end": (0, 10),
             "play_lr": (0, 1),
@@ -78,8 +80,6 @@ class SelfPlayConfig(Config):
         for key, value in (("dropout", 0), ("objective", "next_byte"), ("teacher", "")):
             if getattr(self, key) != value:
                 raise ValueError(f"{key}={getattr(self, key)!r} is not for self-play: leave it at {value!r}")
-        if not self.game and self.opponent == "random":
-            raise ValueError("opponent='random' needs a game: on text it is 'self' or 'none'")
 
 
 # --- in a game ------------------------------------------------------------------------------------------------------
@@ -107,25 +107,26 @@ def next_byte_loss(model, text):
 
 
 def lineup(game, cfg, step):
-    """Who moves in an iteration's games, as `play` takes it: the model itself, in some of them after a random opening;
-    or the model against random moves, about half of the time as first."""
-    u = uniform(cfg.seed * 1_000_003 + step, cfg.games, 1 + game.n_plies, game.device)
-    ply, u, which = torch.arange(game.n_plies, device=game.device), u[:, 1:], u[:, :1]
-    if cfg.opponent == "random":
-        return ply % 2 == (which < 0.5), game.legal, u
+    """Who moves in an iteration's games, as `play` takes it; and whose moves are random (games,): 0 those of the first,
+    1 those of the second, 2 nobody's: there the model plays itself, in some games after a random opening."""
+    u = uniform(cfg.seed * 1_000_003 + step, cfg.games, 2 + game.n_plies, game.device)
+    which, side, ply = u[:, :1], u[:, 1:2], torch.arange(game.n_plies, device=game.device)
     opening = torch.where(which < cfg.openings, 5 * which / max(cfg.openings, 1e-9), 0).long()  # 0 to 4 plies
-    return ply >= opening, game.legal, u
+    random = torch.where(side < cfg.random_games, 2 * side / max(cfg.random_games, 1e-9), 2).long()
+    return ((ply >= opening) & (ply % 2 != random), game.legal, u[:, 2:]), random[:, 0]
 
 
-def reinforce_loss(game, model, games, entropy):
-    """Make moves likelier that led to a better result than the batch's mean at that ply (REINFORCE), and keep the
-    choice among legal moves open. Only what the model chose has a gradient: no opening, nothing after the end."""
+def reinforce_loss(game, model, games, group, entropy):
+    """Make moves likelier that led to a better result than the mean at that ply of games of the same group (games,)
+    (REINFORCE), and keep the choice among legal moves open. Only what the model chose has a gradient: no opening,
+    nothing after the end."""
     x = model.hidden(games.text[:, : game.asked[-1] + 1])[:, game.asked]  # (B, plies, E) when the mark has been read
     logits, byte = model.head(x), games.text[:, game.asked + 1]
     log_p = logits.log_softmax(dim=2).gather(2, byte[..., None])[..., 0]  # (B, plies)
     sign = 1 - 2 * (torch.arange(game.n_plies, device=game.device) % 2)
     reward, chosen = games.result[:, None] * sign, games.chosen.float()  # of the one who moves: they sum to zero
-    baseline = (reward * chosen).sum(dim=0) / chosen.sum(dim=0).clamp(min=1)
+    group = F.one_hot(group, 3).float()  # (games, 3): against random moves a win says less
+    baseline = group @ ((group.T @ (reward * chosen)) / (group.T @ chosen).clamp(min=1))
     log_q = logits[..., game.moves].masked_fill(~games.legal, -1e9).log_softmax(dim=2)
     spread = -(log_q.exp() * log_q).sum(dim=2)  # nats of the choice among the legal moves
     return -(((reward - baseline) * log_p + entropy * spread) * chosen).sum() / chosen.sum().clamp(min=1)
@@ -184,9 +185,10 @@ class GameRun(SelfPlayRun):
         else:  # (each part has learning rates that rise and fall)
             optimizers, progress = [self.player], (progress - self.reading) / (1 - self.reading)
             with self.machine.autocast:
-                games = play(game, model, *lineup(game, cfg, self.step))
+                players, group = lineup(game, cfg, self.step)
+                games = play(game, model, *players)
                 # the bonus falls: at the end it would outweigh mistakes that are seldom punished
-                loss = reinforce_loss(game, model, games, max(cfg.entropy_end, cfg.entropy * (1 - progress)))
+                loss = reinforce_loss(game, model, games, group, max(cfg.entropy_end, cfg.entropy * (1 - progress)))
             values["illegal"] = lambda: games.illegal.sum().item() / games.chosen.sum().item()
             values["first_won"] = lambda: (games.result > 0).float().mean().item()
             values["drawn"] = lambda: (games.result == 0).float().mean().item()

@@ -18,7 +18,11 @@ for part in ${*:-game text}; do
     for seed in ${SEEDS:-1 2}; do
       for opponent in ${OPPONENTS:-self random none}; do
         run=tictactoe-$opponent-seed$seed
-        $python selfplay.py config/selfplay_game.py --opponent="$opponent" --seed="$seed" \
+        case $opponent in
+          random) knobs="--random_games=1 --openings=0" ;; # never against itself
+          *) knobs=--opponent=$opponent ;;
+        esac
+        $python selfplay.py config/selfplay_game.py $knobs --seed="$seed" \
           --max_seconds="${SECONDS_GAME:-600}" --out_dir=out/"$run" --overwrite > "out/$run.txt"
         keep "$run"
       done

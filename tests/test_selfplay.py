@@ -150,8 +150,8 @@ def test_an_illegal_move_loses(game):
 
 def test_only_moves_that_the_model_chose_are_trained_on(game, model):
     """Of the logits before each byte, those of openings and after the end have no gradient; an illegal move's have."""
-    cfg = config(games=64)
-    games = play(game, model, *lineup(game, cfg, 5))
+    players, group = lineup(game, config(games=64, random_games=0), 5)
+    games = play(game, model, *players)
     assert games.illegal.any() and (~games.chosen[:, 0]).any()
     ended = games.text[:, game.asked] == PAD  # no mark was typed any more
     assert not (games.chosen & ended).any() and (games.chosen | ended)[:, 4:].all() and games.chosen[:, 4].any()
@@ -159,22 +159,40 @@ def test_only_moves_that_the_model_chose_are_trained_on(game, model):
     spy = SimpleNamespace(
         hidden=model.hidden, head=lambda x: seen.append(model.head(x).detach().requires_grad_()) or seen[0]
     )
-    reinforce_loss(game, spy, games, 0.1).backward()
+    reinforce_loss(game, spy, games, group, 0.1).backward()
     trained = seen[0].grad.abs().sum(dim=2) > 0
     assert torch.equal(trained, games.chosen)
     last = games.chosen.float().cumsum(dim=1).argmax(dim=1)
     assert trained[games.illegal.nonzero()[:, 0], last[games.illegal]].all()
 
 
+def test_random_games_have_one_random_side_and_a_mean_of_their_own(game, model):
+    """A quarter of the games have a random first or second player, equally often; a move is compared with games of its
+    kind, so that where all games of a kind end alike there is nothing to learn from them."""
+    (by_model, _, _), group = lineup(game, config(games=4000, openings=0, random_games=0.25), 2)
+    assert (group.bincount(minlength=3) / 4000).tolist() == pytest.approx([0.125, 0.125, 0.75], abs=0.02)
+    for side in (0, 1, 2):
+        moves = by_model[group == side]
+        assert all(moves[:, ply].all() if ply % 2 != side else not moves[:, ply].any() for ply in range(game.n_plies))
+    assert not (lineup(game, config(random_games=0), 2)[1] < 2).any()
+    assert not (lineup(game, config(random_games=1), 2)[1] == 2).any()
+    players, group = lineup(game, config(games=64, openings=0), 3)
+    games = play(game, model, *players)
+    games.result = torch.where(group == 0, -1, 1)
+    assert reinforce_loss(game, model, games, group, 0.0).item() == pytest.approx(0, abs=1e-6)
+    assert abs(reinforce_loss(game, model, games, torch.full_like(group, 2), 0.0).item()) > 1e-3
+
+
 def test_rewards_sum_to_zero(game, model):
     """What one side wins the other loses: swapping the sides of a game's result only changes the sign of its terms."""
-    games = play(game, model, *lineup(game, config(games=64), 1))
+    players, group = lineup(game, config(games=64), 1)
+    games = play(game, model, *players)
     moved_last = (games.text[:, game.asked] != PAD).sum(dim=1) - 1
     assert (games.result[games.illegal] == 2 * (moved_last[games.illegal] % 2) - 1).all(), "the other one wins"
     parts = []
     for sign in (1, -1):
         games.result *= sign
-        parts.append(reinforce_loss(game, model, games, 0.0).item())
+        parts.append(reinforce_loss(game, model, games, group, 0.0).item())
     assert parts[0] == pytest.approx(-parts[1], abs=1e-6) and parts[0] != 0
 
 
@@ -201,16 +219,16 @@ def test_draws_are_as_likely_as_their_weights():
 
 
 def test_games_repeat_from_the_seed_and_do_not_depend_on_the_batch(game, model):
-    many = play(game, model, *lineup(game, config(games=64), 7))
-    few = play(game, model, *lineup(game, config(games=16), 7))
-    again = play(game, model, *lineup(game, config(games=16), 7))
+    many = play(game, model, *lineup(game, config(games=64), 7)[0])
+    few = play(game, model, *lineup(game, config(games=16), 7)[0])
+    again = play(game, model, *lineup(game, config(games=16), 7)[0])
     assert torch.equal(few.text, again.text) and torch.equal(few.text, many.text[:16])
-    assert not torch.equal(few.text, play(game, model, *lineup(game, config(games=16), 8)).text)
+    assert not torch.equal(few.text, play(game, model, *lineup(game, config(games=16), 8)[0]).text)
 
 
 def test_reading_games_in_training_is_what_play_saw(game, model):
     """The training pass over whole games gives the moves the probabilities they were drawn with."""
-    games = play(game, model, *lineup(game, config(games=32), 3))
+    games = play(game, model, *lineup(game, config(games=32), 3)[0])
     text = games.text[:, : game.asked[-1] + 1]
     a = model.head(model.hidden(text)[:, game.asked])[games.chosen]
     b = model.head(model.read(text, model.start(len(text)))[0][:, game.asked])[games.chosen]
@@ -229,7 +247,7 @@ def test_a_little_training_on_nim_cuts_illegal_moves(tmp_path, capsys):
     last = dict(pair.split("=") for pair in capsys.readouterr().out.splitlines()[-1].split())
     assert list(last) == keys.split() and float(last["illegal"]) < 0.3
     model, game = STLM(config(game="nim")), GAMES["nim"]()
-    untrained = play(game, model, *lineup(game, config(game="nim", games=64), 0))
+    untrained = play(game, model, *lineup(game, config(game="nim", games=64), 0)[0])
     assert untrained.illegal.sum() / untrained.chosen.sum() > 0.8
 
 
@@ -336,7 +354,8 @@ def test_on_text_a_run_resumes_and_says_what_it_wrote(small, tmp_path, capsys):
         (["config/selfplay_text.py"], ["--init_from"]),
         (["config/selfplay_text.py", "--init_from=nowhere"], ["nowhere"]),
         (["config/selfplay_text.py", "--prefix_bytes=0"], ["prefix_bytes=0"]),
-        (["config/selfplay_text.py", "--opponent=random"], ["opponent='random'"]),
+        (["config/selfplay_text.py", "--opponent=random"], ["opponent='random'", "none"]),
+        (["--random_games=1.5"], ["random_games=1.5", "between 0 and 1"]),
         (["--block_size=20"], ["block_size=20", "--block_size=27"]),
         (["--games=1"], ["games=1"]),
         (["--entropie=1"], ["entropie", "entropy"]),
