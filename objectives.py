@@ -83,6 +83,8 @@ class Masked(nn.Module):
         super().__init__()
         if cfg.tokenizer != "bytes":
             raise ValueError(f"objective=masked needs tokenizer='bytes': {cfg.tokenizer!r} has no symbol to spare")
+        if cfg.mask_span > cfg.block_size:
+            raise ValueError(f"mask_span={cfg.mask_span} hides more than block_size={cfg.block_size}: take fewer bytes")
         self.model, self.span = model, cfg.mask_span
         self.start = 1 - (1 - cfg.mask_share) ** (1 / cfg.mask_span)  # a place is hidden if a span covers it
 
@@ -104,7 +106,7 @@ class NextPatch(nn.Module):
 
     The layers that make the targets learn all the same, and could make them all alike, which is easy to predict. The
     log shows whether they do: `variance` of the targets, 0 when all are the same, at most 1; and `explained`, the share
-    of it that the head predicts, 0 when it does no better than their mean.
+    of it that the head predicts, 0 when it does no better than their mean (of each pass; logged is their average).
     """
 
     def __init__(self, model, cfg):

@@ -159,7 +159,7 @@ def cells(group, page):
 
 
 def write_page(runs, found, page):
-    """A table for each val file, and the configs that never ran."""
+    """A table for each val file, and the configs that have no row in any."""
     when = f" at {time.strftime('%Y-%m-%d %H:%M')}" if any(r["status"] == "running" for r in runs) else ""
     lines = ["# All runs", "", f"Written by report.py{when}. Each table has its own val text: compare within it.", ""]
     for name, size, experiments in found:
@@ -170,7 +170,7 @@ def write_page(runs, found, page):
         for row in [HEADS, ["---"] * len(HEADS), *table]:
             lines.append("| " + " | ".join(" ".join(row[i].replace("|", "\\|").split()) for i in keep) + " |")
         lines.append("")
-    lines += ["## Configs that never ran", ""]
+    lines += ["## Configs without a row here", ""]
     ran = {run["config"] for run in runs}
     for path in [p for folder in ("config", "config/races") for p in sorted((ROOT / folder).glob("[a-z]*.py"))]:
         if path.stem not in ran:  # (its docstring is read, nothing is run)

@@ -17,6 +17,7 @@ own (SPIN, arXiv 2401.01335). Both leave in out/RUN what train.py does.
 
 import dataclasses
 import math
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +36,7 @@ from machine import Machine
 from model import PAD, ModelConfig
 from optim import load_optimizers, make_optimizers, set_schedules
 from run import Run
-from train import Batches, go_on_or_start, make_model
+from train import MAY_CHANGE, Batches, go_on_or_start, make_model
 
 # On text these knobs are those of the run to start from.
 OF_THE_TRAINED = {f.name for f in dataclasses.fields(ModelConfig)} - {"block_size", "max_patches"}
@@ -63,21 +64,14 @@ class SelfPlayConfig(Config):
 
     def __post_init__(self):
         super().__post_init__()
-        limits = {
-            "games": (2, 10**6),
-            "pretrain": (0, 1),
-            "openings": (0, 1),
-            "random_games": (0, 1),
-            "entropy": (0, 10),
-            "entropy_end": (0, 10),
-            "play_lr": (0, 1),
-        }
-        longest = math.inf if self.game else self.block_size
-        limits |= {"prefix_bytes": (1, longest), "spin_beta": (0, 100), "next_byte_weight": (0, 100)}
+        longest = math.inf if self.game else self.block_size - 6  # (`variety` needs 7 bytes)
+        limits = {"games": (2, 10**6), "prefix_bytes": (1, longest), "spin_beta": (0, 100)}
+        limits |= dict.fromkeys(("pretrain", "openings", "random_games", "play_lr"), (0, 1))
+        limits |= dict.fromkeys(("entropy", "entropy_end"), (0, 10)) | {"next_byte_weight": (0, 100)}
         for key, (low, high) in limits.items():
             if not low <= getattr(self, key) <= high:
                 raise ValueError(f"{key}={getattr(self, key)} must be between {low} and {high}")
-        for key, value in (("dropout", 0), ("objective", "next_byte"), ("teacher", "")):
+        for key, value in (("dropout", 0), ("objective", "next_byte"), ("teacher", ""), ("tokenizer", "bytes")):
             if getattr(self, key) != value:
                 raise ValueError(f"{key}={getattr(self, key)!r} is not for self-play: leave it at {value!r}")
 
@@ -153,7 +147,8 @@ class SelfPlayRun(Run):
         if not (math.isfinite(loss) and math.isfinite(norm)):
             self.record("failed", loss=str(loss), norm=str(norm))
             way = "--resume goes on from the last checkpoint" if self.last_path.exists() else "--overwrite starts anew"
-            raise ValueError(f"step {self.step}: loss {loss}, gradient norm {norm}; {way}, with a lower --play_lr")
+            way += ", with lower rates: --play_lr, and of reading --muon_lr and --adam_lr"
+            raise ValueError(f"step {self.step}: loss {loss}, gradient norm {norm}; {way}")
         self.record("train", loss=loss, norm=norm, lr_scale=lr_scale, **values)
         left = duration(self.elapsed / self.progress() * max(0, 1 - self.progress()))
         shown = [f"step {self.step}", f"loss {loss:.4f}", *(f"{k} {v:.4f}" for k, v in values.items()), f"{left} left"]
@@ -219,7 +214,7 @@ class GameRun(SelfPlayRun):
         model, checkpoint, path = load_run(self.out, "best", self.game.device)
         found = scores(self.game, model, self.best_moves, self.cfg.seed + 1)
         self.record("end", best_step=checkpoint["step"], **found)
-        self.status("finished", verdict=self.verdict(found))
+        self.status("finished", best_step=checkpoint["step"], verdict=self.verdict(found))
         self.say(f"{path} has the weights of step {checkpoint['step']}; --play lets you play against them")
         self.say(" ".join(f"{k}={v}" for k, v in self.verdict(found).items()))
         return 0
@@ -295,15 +290,13 @@ class TextRun(SelfPlayRun):
             total, nats = total + loss.detach() / len(parts), nats - of_real.detach().mean() / len(parts)
         values["bpb"] = lambda: nats.item() / math.log(2)
         if cfg.opponent == "self":
-            values["spin"] = lambda: (
-                total - cfg.next_byte_weight * nats
-            ).item()  # ln 2 = 0.693: cannot tell them apart
+            values["spin"] = lambda: (total - cfg.next_byte_weight * nats).item()  # ln 2: cannot tell them apart
         return total, norm, lr_scale, values
 
     def evaluate(self):
         """Bits per byte of val, as in train.py, and two texts side by side."""
         super().evaluate(self.val_data)
-        for i in range(2 if self.newest else 0):
+        for i in range(min(2, len(self.newest[0])) if self.newest else 0):
             prefix, at = self.newest[0][i, : self.cfg.prefix_bytes], self.cfg.prefix_bytes
             show = lambda text: repr(bytes(text.tolist()).decode(errors="replace"))  # noqa: E731
             self.say(f"  after {show(prefix[-40:])}")
@@ -326,8 +319,12 @@ def main(argv=None):
         model, checkpoint, path = load_run(cfg.out_dir, "best")
         if checkpoint["config"].get("game") not in GAMES:
             raise ValueError(f"{path} plays no game: python selfplay.py config/selfplay_game.py trains one that does")
+        if "game" in cfg.from_command_line and cfg.game != checkpoint["config"]["game"]:
+            raise ValueError(f"game={cfg.game}, but {path} plays {checkpoint['config']['game']}: leave --game out")
         play_person(GAMES[checkpoint["config"]["game"]](), model)
         return 0
+    if (world := int(os.environ.get("WORLD_SIZE", 1))) > 1:  # before the lock, which only one of them gets
+        raise ValueError(f"{world} processes, but self-play runs in one: start it with python, not torchrun")
     out = Path(cfg.out_dir)
     in_use = f"{out} is in use by another run: wait until it has ended, or give another --out_dir"
     with common.lock(out.with_name(f".{out.name}.lock"), in_use):
@@ -348,19 +345,19 @@ def shaped_as_trained(cfg):
     trained = checkpoint["config"] | dataclasses.asdict(model.cfg)
     if trained["tokenizer"] != "bytes":
         raise ValueError(f"{path} reads {trained['tokenizer']} tokens: self-play on text needs a model of bytes")
+    if not (trained["dataset"] or cfg.dataset):
+        raise ValueError(f"{path} was trained on no dataset: --dataset=NAME says which text it continues")
     return dataclasses.replace(cfg, **{key: trained[key] for key in OF_THE_TRAINED - cfg.from_command_line})
 
 
 def learn(cfg, argv):
     if not cfg.game:  # what the config file says of the model's shape is not what this command asks for
         cfg.explicit -= OF_THE_TRAINED - cfg.from_command_line
-    cfg, checkpoint = go_on_or_start(cfg)
+    cfg, checkpoint = go_on_or_start(cfg, MAY_CHANGE - {"micro_batch"})  # (on text, a step for each)
     if not (cfg.game or checkpoint):
         cfg = shaped_as_trained(cfg)
     saved = checkpoint or {}  # a resumed run keeps its dtypes, whatever the machine
     machine = Machine(cfg.device, saved.get("dtype", cfg.dtype), saved.get("muon_dtype", "auto"))
-    if machine.world > 1:
-        raise ValueError(f"{machine.world} processes, but self-play runs in one: start it with python, not torchrun")
     run = (GameRun if cfg.game else TextRun)(cfg, machine, checkpoint)
     model = make_model(cfg, checkpoint).to(machine.device).train()
     batches, optimizers = run.prepare(model, checkpoint)
@@ -394,7 +391,9 @@ if __name__ == "__main__":
         sys.exit(main())
     except (KeyboardInterrupt, EOFError):
         sys.exit("selfplay.py: stopped at once; the newest checkpoint, if it was learning, is whole: --resume goes on")
-    except (MemoryError, torch.OutOfMemoryError):
+    except (MemoryError, RuntimeError) as e:
+        if not isinstance(e, (MemoryError, torch.OutOfMemoryError)) and "can't allocate memory" not in str(e):
+            raise
         sys.exit("selfplay.py: out of memory: fewer --games, or a smaller --batch_bytes")
     except (ValueError, OSError) as e:
         sys.exit(f"selfplay.py: {e}")

@@ -87,7 +87,7 @@ def about_run(checkpoint, path):
     run, scores = (json.loads(p.read_text(encoding="utf-8")) if p.is_file() else {} for p in beside)
     if path.suffix == ".pt":
         about |= {key: run[key] for key in ("command", "device") if key in run}
-    if path.name == "last.pt" and run.get("step") == about["step"] and "verdict" in run:
+    if path.suffix == ".pt" and "verdict" in run and run.get("best_step", run.get("step")) == about["step"]:
         about["verdict"] = run["verdict"]
     if (scores.get("weights"), scores.get("step")) == (path.name, about["step"]):
         tasks = {task: {k: v for k, v in found.items() if k != "groups"} for task, found in scores["tasks"].items()}

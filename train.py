@@ -45,7 +45,7 @@ def main(argv=None):
     if words:
         raise ValueError(f"what is {words[0]!r}? The config file ends in .py, every knob is --key=value; see --help")
     out = Path(cfg.out_dir)
-    in_use = f"{out} is in use by another train.py: wait until it has ended, or give another --out_dir"
+    in_use = f"{out} is in use by another run: wait until it has ended, or give another --out_dir"
     with common.lock(out.with_name(f".{out.name}.lock{os.environ.get('RANK', '').lstrip('0')}"), in_use):
         return train(cfg, argv)
 
@@ -106,7 +106,7 @@ def train(cfg, argv):
 # --- before the first step -------------------------------------------------------------------------------------------
 
 
-def go_on_or_start(cfg):
+def go_on_or_start(cfg, may_change=MAY_CHANGE):
     """-> (config, None); on resume, that of the run in out_dir with this command's changes, and its checkpoint."""
     path = Path(cfg.out_dir) / "last.pt"
     if not cfg.resume or (cfg.resume == "auto" and not path.exists()):
@@ -120,12 +120,14 @@ def go_on_or_start(cfg):
             raise ValueError(f"init_from={cfg.init_from} would be thrown away for out_dir: give another --out_dir")
         return cfg, None
     checkpoint = load_checkpoint(path)
+    if ("play_lr" in checkpoint["config"]) != hasattr(cfg, "play_lr"):
+        raise ValueError(f"{path} is of {'train.py' if hasattr(cfg, 'play_lr') else 'selfplay.py'}: resume with that")
     old = build(type(cfg), common.known_values(checkpoint["config"], type(cfg), path), path)
-    for key in sorted(cfg.explicit - MAY_CHANGE - OF_THE_COMMAND):
+    for key in sorted(cfg.explicit - may_change - OF_THE_COMMAND):
         if getattr(cfg, key) != getattr(old, key):
             both = f"{key}={getattr(cfg, key)!r}, but {path} has {getattr(old, key)!r}"
-            raise ValueError(f"{both}; on resume only {', '.join(sorted(MAY_CHANGE))} may change")
-    changed = cfg.from_command_line & MAY_CHANGE | OF_THE_COMMAND
+            raise ValueError(f"{both}; on resume only {', '.join(sorted(may_change))} may change")
+    changed = cfg.from_command_line & may_change | OF_THE_COMMAND
     changed |= {"max_steps", "max_seconds"} if changed & {"max_steps", "max_seconds"} else set()
     return dataclasses.replace(old, **{key: getattr(cfg, key) for key in changed}), checkpoint
 

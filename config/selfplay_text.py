@@ -14,6 +14,6 @@ max_patches = 64
 # an iteration: 128 rows, a step of the player for every 16 of them
 batch_bytes = 32768
 micro_batch = 16
-play_lr = 0.0003
+play_lr = 0.001
 eval_interval = 10
 log_interval = 1

@@ -96,7 +96,7 @@ def main():
         batch = torch.from_numpy(train.batch(1, step, 8, 1024))
         idx, targets = batch[:, :-1], batch[:, 1:]
         with torch.no_grad():
-            z = model.hidden(idx)
+            z = model.read(idx, model.start(len(idx)))[0]
         wanted = torch.stack([targets[:, j + 1 : targets.size(1) - DRAFTS + j + 1] for j in range(DRAFTS)])
         loss = F.cross_entropy(log_q(heads, model, z, targets).flatten(0, 2), wanted.flatten())
         optimizer.zero_grad()
@@ -109,7 +109,7 @@ def main():
     written = model.generate([row.tolist() for row in prompts], LENGTH, TEMPERATURE, stop=False)
     written = torch.cat((prompts, torch.tensor(list(written)).T), dim=1)
     with torch.no_grad():
-        z = model.hidden(written[:, :-1])[:, LENGTH - 1 :]
+        z = model.read(written[:, :-1], model.start(ROWS))[0][:, LENGTH - 1 :]
         text = written[:, LENGTH:]
         log_p = (model.head(z) / TEMPERATURE).log_softmax(dim=-1).gather(2, text[..., None])[..., 0]
         q = (log_q(heads, model, z, text) / TEMPERATURE).log_softmax(dim=-1)

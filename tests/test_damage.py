@@ -249,7 +249,7 @@ def test_a_lock_keeps_others_out_until_its_process_ends(tmp_path):
 
 def test_two_runs_into_one_folder_and_what_would_be_thrown_away(small, tmp_path, run_folder):
     out = tmp_path / "new"
-    with lock(tmp_path / ".new.lock", ""), pytest.raises(ValueError, match=r"in use by another train.py"):
+    with lock(tmp_path / ".new.lock", ""), pytest.raises(ValueError, match=r"in use by another run"):
         train.main([*small, "--max_steps=1", f"--out_dir={out}"])
     assert not out.exists()
     with pytest.raises(ValueError, match="would be thrown away"):

@@ -277,6 +277,7 @@ def test_bad_settings_are_one_line(small, teacher, tmp_path):
         ([*new, "--objective=multi_byte", "--n_future=0"], ["n_future=0"]),
         ([*new, "--objective=masked", "--mask_share=1.5"], ["mask_share=1.5", "between 0 and 1"]),
         ([*new, "--objective=masked", "--mask_span=0"], ["mask_span=0"]),
+        ([*new, "--objective=masked", "--mask_span=1000000000"], ["mask_span=1000000000", "block_size="]),
         ([*new, "--objective=next_patch", "--pooling=none", "--max_patches=0"], ["pooling='none'", "--pooling=space"]),
         ([*new, "--objective=next_patch", "--patch_weight=-1"], ["patch_weight=-1"]),
         ([*learns, "--teacher_share=-0.1"], ["teacher_share=-0.1", "between 0 and 1"]),

@@ -19,6 +19,7 @@ from config import build, load_file
 from games import GAMES, best_moves, draw, every_line, play, scores, uniform
 from model import PAD, STLM
 from selfplay import SelfPlayConfig, lineup, log_p, next_byte_loss, reinforce_loss, spin_loss, variety, write_on
+from share import about_run
 
 SMALL = [
     "--n_embd=16",
@@ -274,6 +275,9 @@ def test_resumed_equals_uninterrupted_and_leaves_what_sample_takes(tmp_path):
     assert evals[0] == evals[1] and [step for step, _ in evals[0]] == [5, 10, 12]
     info = json.loads((parts / "run.json").read_text())
     assert info["status"] == "finished" and info["command"].startswith("selfplay.py") and info["config"]["game"]
+    for name in ("best", "last"):  # the verdict is that of the best weights, and goes with no others
+        shared = about_run(checkpoint := load_checkpoint(parts / f"{name}.pt"), parts / f"{name}.pt")
+        assert ("verdict" in shared) == (checkpoint["step"] == info["best_step"]) and shared["command"]
     done = run("sample.py", f"--out_dir={parts}", "--prompt=X5 ", "--max_new_bytes=9")
     assert done.stdout.startswith("X5 ")
 
@@ -343,6 +347,31 @@ def test_on_text_a_run_resumes_and_says_what_it_wrote(small, tmp_path, capsys):
     log = [json.loads(line) for line in (tmp_path / "parts" / "log.jsonl").read_text().splitlines()]
     assert [e["step"] for e in log if e["event"] == "train"] == [1, 2, 3, 4]
     assert all(0 < e["distinct_own"] <= 1 and 0 <= e["repeated_real"] < 1 for e in log if e["event"] == "train")
+
+
+def test_what_would_go_wrong_later_is_said_first(small, tmp_path):
+    """Too little to write, other weights than asked for, a game's model on text: one line, before anything is lost."""
+    base, text, played = (f"--out_dir={tmp_path / name}" for name in ("base", "text", "played"))
+    train.main([*small, "--max_steps=2", base])
+    args = ["config/selfplay_text.py", "--max_steps=2", "--block_size=32", "--batch_bytes=32", "--micro_batch=1"]
+    args += ["--prefix_bytes=26", "--eval_interval=2", "--eval_bytes=500", "--device=cpu"]
+    start = f"--init_from={tmp_path / 'base'}"
+    assert selfplay.main([*args, start, text]) == 0, "one row, of which 7 bytes are written"
+    selfplay.main([*SMALL, "--max_steps=2", "--pretrain=0.5", played])
+    for main, command, words in (
+        (selfplay.main, [*args, start, text, "--prefix_bytes=27", "--overwrite"], "prefix_bytes=27 .* 1 and 26"),
+        (selfplay.main, [*args, text, "--micro_batch=2", "--resume"], "micro_batch=2"),
+        (selfplay.main, [*args, base, "--resume"], "is of train.py"),
+        (train.main, [text, "--resume"], "is of selfplay.py"),
+        (selfplay.main, [*args, f"--init_from={tmp_path / 'played'}", text, "--overwrite"], "no dataset: --dataset="),
+        (selfplay.main, ["config/selfplay_game.py", "--play", "--game=nim", played], "game=nim, but .* tictactoe"),
+        (selfplay.main, [*SMALL, "--tokenizer=gpt2", "--pooling=none", "--max_patches=0"], "tokenizer='gpt2'"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            main(command)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ValueError, match="2 processes"):
+        patch.setenv("WORLD_SIZE", "2")
+        selfplay.main([*SMALL, played, "--overwrite"])
 
 
 @pytest.mark.parametrize(
