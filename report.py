@@ -184,6 +184,7 @@ def write_page(runs, found, page):
 
 KINDS = {"space": ("pooled at spaces", "tab:red"), "fixed": ("pooled at fixed lengths", "tab:orange")}
 KINDS |= {"none": ("plain bytes", "tab:blue"), "gpt2": ("BPE", "tab:green"), "peer": ("other projects", "grey")}
+KINDS |= {"objective": ("another objective", "tab:purple")}
 
 
 def races(experiments):
@@ -209,11 +210,8 @@ def draw(found, folder):
             sizes += [other[0]["parameters"] for other in others]
             span = " to ".join(dict.fromkeys(map(duration, (min(seconds), max(seconds)))))
             ax = figure.add_subplot(1, len(panels), i + 1, xscale="log", xlim=(min(sizes) / 4, max(sizes) * 4))
-            ax.set_title(
-                f"{name}: {span} of training on a {device}\nlower is better; a bar spans the seeds",
-                fontsize=10,
-                parse_math=False,
-            )
+            title = f"{name}: {span} of training on a {device}\nlower is better; a bar spans the seeds"
+            ax.set_title(title, fontsize=10, parse_math=False)
             ax.set(xlabel="parameters, tables of n-grams among them", ylabel="val bits per byte")
             ax.secondary_yaxis("right", (lambda y: y * math.log(2), lambda y: y / math.log(2))).set_ylabel("nats")
             ax.grid(alpha=0.3)
@@ -238,12 +236,15 @@ def points(ax, race):
     for group in race:
         cfg, values = group[0]["cfg"], [r["bpb"] for r in group]
         x, bpb = group[0]["parameters"], statistics.fmean(values)
-        kind, color = KINDS.get("gpt2" if cfg.get("tokenizer") == "gpt2" else str(cfg.get("pooling")), KINDS["none"])
+        other = cfg.get("objective", "next_byte") != "next_byte"
+        what = "objective" if other else "gpt2" if cfg.get("tokenizer") == "gpt2" else str(cfg.get("pooling"))
+        kind, color = KINDS.get(what, KINDS["none"])
         marker, ink = ("x", "grey") if color == "grey" else ("s" if group[0]["mine"] else "o", "black")
         bar = {"yerr": [[bpb - min(values)], [max(values) - bpb]], "capsize": 3} if len(values) > 1 else {}
         ax.errorbar(x, bpb, fmt=marker, ms=6, color=color, label=None if kind in shown else kind, **bar)
         shown.add(kind)
-        names.append((x, bpb, f"{group[0]['name']}{' (yours)' * group[0]['mine']} {bpb:.3f}", ink))
+        if group[0]["mine"] or not other:  # (of those too many have one size)
+            names.append((x, bpb, f"{group[0]['name']}{' (yours)' * group[0]['mine']} {bpb:.3f}", ink))
     ax.legend(fontsize=8)
     return names
 
