@@ -201,10 +201,8 @@ class Past:
         """x (B, N, C) with the layer's last M inputs in front: (B, M + N, C). Of these the newest M are kept."""
         before = next(self.before)
         seen, M = torch.cat((before, x), dim=1), before.size(1)
-        if self.count is None:
-            self.after.append(seen[:, x.size(1) :])
-        else:
-            self.after.append(rows_at(seen, self.count[:, None] + torch.arange(M, device=x.device)))
+        kept = None if self.count is None else self.count[:, None] + torch.arange(M, device=x.device)
+        self.after.append(seen[:, x.size(1) :] if kept is None else rows_at(seen, kept))
         return seen
 
 
@@ -432,7 +430,8 @@ class STLM(nn.Module):
             return self.trunk(x, torch.arange(idx.size(1), device=idx.device))
         x, ends = self.local(self.encoder, x), self.patch_ends(idx)[0]
         if idx.device.type == "cpu" and not torch.compiler.is_compiling():
-            P = min(P, int(ends.sum(dim=1).max()))  # no rows of the trunk without a patch
+            # hardly any rows of the trunk without a patch, in few sizes: oneDNN keeps about a megabyte for each size
+            P = min(P, 32 * math.ceil(int(ends.sum(dim=1).max()) / 32))
         last, sums = patch_parts(x, ends, P)
         pooled = self.pool_patches(last, sums[:, :P])
         z = self.trunk(pooled, torch.arange(P, device=idx.device))  # (slots without a patch come last: unseen)

@@ -326,6 +326,16 @@ def test_training_shapes_do_not_depend_on_the_text(pooling, device):
             assert compiled(idx, idx).item() == pytest.approx(model(idx, idx).item(), rel=1e-5)
 
 
+def test_an_eager_trunk_comes_in_few_sizes():
+    """Memory once grew with every step: a CPU's library keeps code for each size of a product that it has seen."""
+    model, sizes = STLM(ModelConfig(block_size=256, n_layer=1, n_head=2, n_embd=16, n_local_embd=16)), set()
+    trunk = model.trunk
+    model.trunk = lambda z, positions: sizes.add(z.size(1)) or trunk(z, positions)
+    for n_words in range(1, 64):
+        model.hidden(torch.tensor([list(b"a " * n_words + b"b" * (256 - 2 * n_words))]))
+    assert sizes == {32, 64}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("pooling", ["fixed", "space"])
 def test_compiled_gradients_are_the_eager_ones(pooling, device):
