@@ -24,7 +24,7 @@ HOUSE = {
     "machine.py": (130, "common"),
     "data.py": (220, "model common"),
     "optim.py": (132, "model"),
-    "objectives.py": (160, "model common"),
+    "objectives.py": (161, "model common"),
     "games.py": (245, "model"),
     "run.py": (290, "common machine data objectives"),
     "train.py": (250, "model config common machine data optim objectives run prepare"),

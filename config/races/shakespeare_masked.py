@@ -2,7 +2,7 @@
 
 As shakespeare_800k, but of the bytes that are read 15% are hidden, three in a row, anew each time the text is read; the
 targets stay (MEAP, arXiv 2502.07490). Like dropout, it should help most where text is read many times over; but it
-hides whole letters from the n-gram table, where this model knows most. It costs no parameters and hardly any time.
+hides whole letters from the n-gram table, where this model knows most. It lost: 1.483 against 1.454 nats.
 """
 
 from config.shakespeare_800k import *
