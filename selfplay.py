@@ -7,7 +7,7 @@
 
 A game is text (games.py). The model first reads random legal games, as in train.py; then it plays both sides and makes
 likelier what won: REINFORCE, with the mean result at each ply as baseline and an entropy bonus over the legal moves.
-Half of the games begin with a few random moves, and in a quarter one side makes nothing else: without them it never
+Half of the games begin with 0 to 4 random moves, and in a quarter one side makes nothing else: without them it never
 sees what its own play avoids. There is no pool of past selves and no critic: it gets there without. best.pt has the
 weights that lose the fewest lines of all there are; they are judged at the end, on the last line of stdout.
 

@@ -1,8 +1,9 @@
 """Can a tiny model get better by telling real text from its own? (SPIN, arXiv 2401.01335; shown for 7B models.)
 
 From the first bytes of real rows the model, as it is at the iteration's beginning, writes on; then it learns to raise
-what is real against what it wrote. The next-byte loss beside it holds bits per byte. It starts from a trained run and
-takes its shape and data: --init_from=out/demo. The control, the same time of next-byte training: --opponent=none
+what is real against what it wrote. The next-byte loss beside it is meant to hold bits per byte. It starts from a
+trained run and takes its shape and data: --init_from=out/demo. The control, the same time of next-byte training:
+--opponent=none
 """
 
 from config.demo import *

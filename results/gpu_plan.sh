@@ -47,7 +47,7 @@ train() { # CONFIG NAME [KNOBS...]: trains, scores and samples; its log and figu
   pack
 }
 
-block_0() { # are two mends worth what was estimated (64 rows for NONE, one sort)? e465f86 beside this, taking turns
+block_0() { # what is all since e465f86 worth (64 rows for NONE, one sort, bfloat16 at byte rate)? Taking turns
   # ${OLD:-.gpu/old} holds a copy of e465f86: git archive e465f86 | tar -x -C .gpu/old
   local configs=(config/stlm_10m.py config/stlm_50m.py config/gpt2_124m.py) flags=(--rounds=1 --seconds=5 --json) round folder
   [ -z "${TINY:-}" ] || configs=(config/shakespeare_80k.py) flags=(--rounds=1 --seconds=0 --json)
@@ -61,7 +61,7 @@ block_0() { # are two mends worth what was estimated (64 rows for NONE, one sort
   done
 }
 
-block_1() { # weight decay took stlm_10m from 1.071 to 1.066 bpb: what does it do for gpt2_124m? On one card
+block_1() { # weight decay seemed to help stlm_10m (1.071 to 1.066 bpb, another card and shape): and gpt2_124m?
   laws &
   warm stlm_10m &
   warm gpt2_124m &
@@ -71,8 +71,8 @@ block_1() { # weight decay took stlm_10m from 1.071 to 1.066 bpb: what does it d
   train stlm_10m stlm_10m-decay-seed2 --weight_decay=0.1 --seed=2
 }
 
-block_2() { # stlm_50m (1.020 without decay), and what stlm_10m learns from it in as long: where a text was read 8 times on
-  # a CPU, a teacher took off more than anything else (EXPERIMENTS.md); compare with stlm_10m-decay
+block_2() { # stlm_50m (1.020 without decay), and what stlm_10m learns from it in as long: where text was read 8 times on a
+  # CPU, a teacher took off more than anything else (EXPERIMENTS.md); compare with block 1's stlm_10m-decay-seed2, if on its card
   # (a teacher of one step, so that both are compiled before either is trained)
   $python train.py config/stlm_50m.py --dataset=textbooks "${tiny[@]}" --compile=off --max_steps=1 --overwrite \
     --out_dir=out/warm_teacher > /dev/null 2>&1 || echo "no teacher to compile with"

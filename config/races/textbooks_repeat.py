@@ -4,7 +4,7 @@ On a CPU a tiny model sees its text once or twice in the time there is; on a GPU
 minutes. This is that case in small: 0.5M parameters in the proportions of stlm_10m (a tenth of them in the n-gram
 table, so that little can be learnt by heart) and the first 4 MB of the textbooks, 8 epochs. Steps, not seconds: how
 often the text is read decides. Without dropout, so that each objective shows what it does itself. A teacher took
-0.04 bpb off, the others nothing.
+0.04 bpb off, several bytes ahead nothing, and masking cost 0.04.
 """
 
 from config.stlm_10m import *
