@@ -184,14 +184,13 @@ def write_page(runs, found, page):
 
 KINDS = {"space": ("pooled at spaces", "tab:red"), "fixed": ("pooled at fixed lengths", "tab:orange")}
 KINDS |= {"none": ("plain bytes", "tab:blue"), "gpt2": ("BPE", "tab:green"), "peer": ("other projects", "grey")}
-KINDS |= {"objective": ("another objective", "tab:purple")}
 
 
 def races(experiments):
     """[(CPU or GPU, experiments that finished)], a pair for each kind of race: minutes apart from hours."""
     found = defaultdict(list)
     for group in experiments:
-        if group[0]["bpb"]:
+        if group[0]["bpb"] and group[0]["folder"].parent.name != "objectives":  # (many of one size: a table shows them)
             length = sum(mean(group, "seconds") >= limit for limit in (600, 3600, 36000, 360000))
             found["CPU" if "cpu" in group[0]["device"] else "GPU", length].append(group)
     return [(key[0], found[key]) for key in sorted(found) if len(found[key]) > 1]
@@ -236,15 +235,12 @@ def points(ax, race):
     for group in race:
         cfg, values = group[0]["cfg"], [r["bpb"] for r in group]
         x, bpb = group[0]["parameters"], statistics.fmean(values)
-        other = cfg.get("objective", "next_byte") != "next_byte"
-        what = "objective" if other else "gpt2" if cfg.get("tokenizer") == "gpt2" else str(cfg.get("pooling"))
-        kind, color = KINDS.get(what, KINDS["none"])
+        kind, color = KINDS.get("gpt2" if cfg.get("tokenizer") == "gpt2" else str(cfg.get("pooling")), KINDS["none"])
         marker, ink = ("x", "grey") if color == "grey" else ("s" if group[0]["mine"] else "o", "black")
         bar = {"yerr": [[bpb - min(values)], [max(values) - bpb]], "capsize": 3} if len(values) > 1 else {}
         ax.errorbar(x, bpb, fmt=marker, ms=6, color=color, label=None if kind in shown else kind, **bar)
         shown.add(kind)
-        if group[0]["mine"] or not other:  # (of those too many have one size)
-            names.append((x, bpb, f"{group[0]['name']}{' (yours)' * group[0]['mine']} {bpb:.3f}", ink))
+        names.append((x, bpb, f"{group[0]['name']}{' (yours)' * group[0]['mine']} {bpb:.3f}", ink))
     ax.legend(fontsize=8)
     return names
 

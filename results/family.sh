@@ -41,5 +41,5 @@ for config in ${*:-stlm_50m stlm_100m}; do
   rm -rf "$run-shared"
   measure share "$python" share.py --model="$run" --to="$run-shared" --bits=8
   measure sample_shared "$python" sample.py --model="$run-shared" --prompt="The cell " --max_new_bytes=400 --seed=1
-  cp "$run/log.jsonl" "$run/run.json" "$log/"
+  cp "$run/log.jsonl" "$log/"
 done

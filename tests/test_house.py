@@ -34,7 +34,7 @@ HOUSE = {
     "share.py": (160, "model config common data machine"),
     "prepare.py": (320, "model config common data sources"),
     "bench.py": (495, "model config common machine data optim"),
-    "report.py": (309, "config common"),
+    "report.py": (308, "config common"),
     "harness.py": (70, "bench common machine data"),
 }
 
