@@ -63,38 +63,41 @@ block_0() { # what is all since e465f86 worth (64 rows for NONE, one sort, bfloa
 
 block_1() { # weight decay seemed to help stlm_10m (1.071 to 1.066 bpb, another card and shape): and gpt2_124m?
   laws &
-  warm stlm_10m &
+  warm "stlm_10m --dropout=0" &
   warm gpt2_124m &
   wait
   pack
   train gpt2_124m gpt2_124m-decay --weight_decay=0.1
-  train stlm_10m stlm_10m-decay-seed2 --weight_decay=0.1 --seed=2
+  # in small (0.5M, 8 epochs on a CPU) decay without dropout was worth 0.026 bpb, dropout cost 0.016
+  train stlm_10m stlm_10m-decay --weight_decay=0.1 --dropout=0
 }
 
 block_2() { # stlm_50m (1.020 without decay), and what stlm_10m learns from it in as long: where text was read 8 times on a
-  # CPU, a teacher took off more than anything else (EXPERIMENTS.md); compare with block 1's stlm_10m-decay-seed2, if on its card
+  # CPU, a teacher took off more than anything else (EXPERIMENTS.md); compare with block 1's stlm_10m-decay, if on its card
   # (a teacher of one step, so that both are compiled before either is trained)
   $python train.py config/stlm_50m.py --dataset=textbooks "${tiny[@]}" --compile=off --max_steps=1 --overwrite \
     --out_dir=out/warm_teacher > /dev/null 2>&1 || echo "no teacher to compile with"
   warm stlm_50m &
-  warm "stlm_10m --objective=distill --teacher=out/warm_teacher" &
+  warm "stlm_10m --objective=distill --teacher=out/warm_teacher --dropout=0" &
   wait
   train stlm_50m stlm_50m-decay --weight_decay=0.1
-  train stlm_10m stlm_10m-distilled --objective=distill --teacher=out/stlm_50m-decay --weight_decay=0.1
+  train stlm_10m stlm_10m-distilled --objective=distill --teacher=out/stlm_50m-decay --weight_decay=0.1 --dropout=0
 }
 
 block_3() { # is stlm_50m 0.05 bpb better than bpe_50m? How far is plain_10m behind stlm_10m?
   warm bpe_50m &
-  warm plain_10m &
+  warm "plain_10m --dropout=0" &
   wait
   train bpe_50m bpe_50m --weight_decay=0.1
-  train plain_10m plain_10m --weight_decay=0.1
+  train plain_10m plain_10m --weight_decay=0.1 --dropout=0
 }
 
 block_4() { # the largest of the family; and an objective that costs nothing
-  warm stlm_100m
+  warm stlm_100m &
+  warm "stlm_10m --objective=multi_byte --dropout=0" &
+  wait
   train stlm_100m stlm_100m --weight_decay=0.1
-  train stlm_10m stlm_10m-multi_byte --objective=multi_byte --weight_decay=0.1
+  train stlm_10m stlm_10m-multi_byte --objective=multi_byte --weight_decay=0.1 --dropout=0
 }
 
 for block in "$@"; do
