@@ -108,7 +108,7 @@ class NextPatch(nn.Module):
 
     The layers that make the targets learn all the same, and could make them all alike, which is easy to predict. The
     log shows whether they do: `variance` of the targets, 0 when all are the same, at most 1; and `explained`, the share
-    of it that the head predicts, 0 when it does no better than their mean. They did not, and little was gained.
+    of it that the head predicts, 0 when it does no better than their mean. None became alike, and little was gained.
     """
 
     def __init__(self, model, cfg):
