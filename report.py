@@ -190,7 +190,8 @@ def races(experiments):
     """[(CPU or GPU, experiments that finished)], a pair for each kind of race: minutes apart from hours."""
     found = defaultdict(list)
     for group in experiments:
-        a_table_shows_it = not group[0]["mine"] and group[0]["folder"].parent.name == "objectives"  # many of one size
+        parent = group[0]["folder"].parent.name
+        a_table_shows_it = not group[0]["mine"] and parent in ("objectives", "repeat")  # many of one size
         if group[0]["bpb"] and not a_table_shows_it:
             length = sum(mean(group, "seconds") >= limit for limit in (600, 3600, 36000, 360000))
             found["CPU" if "cpu" in group[0]["device"] else "GPU", length].append(group)
