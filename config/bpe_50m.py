@@ -17,4 +17,5 @@ canon_reach = 3
 batch_bytes = 32768
 micro_batch = 16
 dropout = 0.1
+weight_decay = 0.1
 eval_interval = 500

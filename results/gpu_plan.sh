@@ -67,9 +67,9 @@ block_1() { # stlm_10m with two trunk layers less and wider local layers (before
   warm gpt2_124m &
   wait
   pack
-  # in small (0.5M, 8 epochs on a CPU) decay without dropout was worth 0.026 bpb, dropout cost 0.016, the shape was worth 0.05
+  # in small (0.5M, 8 epochs on a CPU) decay without dropout was worth 0.026 bpb, dropout cost 0.016, the shape was worth 0.044
   train stlm_10m stlm_10m --dropout=0
-  train gpt2_124m gpt2_124m-decay --weight_decay=0.1
+  train gpt2_124m gpt2_124m-decay
 }
 
 block_2() { # stlm_50m with the same change of shape (as it is: 1.020 without decay), and what stlm_10m learns from it in as
@@ -92,7 +92,7 @@ block_3() { # stlm_50m as it is, with decay; is it 0.03 bpb better than bpe_50m?
   warm bpe_50m &
   wait
   train stlm_50m stlm_50m-decay
-  train bpe_50m bpe_50m --weight_decay=0.1
+  train bpe_50m bpe_50m
 }
 
 block_4() { # how far is plain_10m behind stlm_10m? The largest of the family
