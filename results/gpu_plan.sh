@@ -30,15 +30,15 @@ dataset() { # of a config
 
 warm() { # "CONFIG KNOBS...": compiles the training pass into the compiler's cache: 30 to 60 s that a run then does not pay
   local config=${1%% *}
-  $python train.py config/"$config".py --dataset="$(dataset "$config")" "${tiny[@]}" $(cut -s -d " " -f 2- <<< "$1") \
+  $python train.py config/"$config".py --dataset="$(dataset "$config")" $(cut -s -d " " -f 2- <<< "$1") "${tiny[@]}" \
     --max_steps=2 --eval_interval=0 --overwrite --out_dir=out/"warm_${1//[^a-z0-9]/_}" > /dev/null 2>&1 || echo "warm $1 failed"
 }
 
 train() { # CONFIG NAME [KNOBS...]: trains, scores and samples; its log and figures go into the results
   local config=$1 name=$2; shift 2
   mkdir -p "$out/$name"
-  $python train.py config/"$config".py --dataset="$(dataset "$config")" "${tiny[@]}" --max_seconds="$seconds" \
-    --eval_interval=2000 --log_interval=50 --overwrite --out_dir=out/"$name" "$@" > "$out/$name/train.txt" 2>&1 ||
+  $python train.py config/"$config".py --dataset="$(dataset "$config")" --max_seconds="$seconds" \
+    --eval_interval=2000 --log_interval=50 --overwrite --out_dir=out/"$name" "$@" "${tiny[@]}" > "$out/$name/train.txt" 2>&1 ||
     { tail -n 3 "$out/$name/train.txt"; return 0; }
   echo "$name: $(tail -n 1 "$out/$name/train.txt")"
   $python bench.py eval --out_dir=out/"$name" --data="$items" --limit="$limit" > "$out/$name/eval.txt" 2>&1 || true
