@@ -3,9 +3,9 @@
 The trunk (4 layers, 320 wide) runs once per word-like patch, about every sixth byte; three local layers, 416 wide, run
 at every byte. Six n-gram matches say what followed when the last bytes were last seen. A table of hashed n-grams holds
 what short byte sequences mean, at next to no compute. Where text is read many times (a GPU reads 78 MB ten times in
-minutes) a large table learns it by heart, so this one has 1M, and half of what the trunk might have is in the local
-layers: in small, with text read eight times, that was worth more than anything else (EXPERIMENTS.md). Weight decay and
-dropout are for such text; what is read once wants --dropout=0 --weight_decay=0, and on a CPU a larger table.
+minutes) a large table learns it by heart, so this one has 1M, and a third of what was the trunk is in the local layers:
+in small, with text read eight times, that was worth more than anything else (EXPERIMENTS.md). Weight decay and dropout
+are for such text; what is read once wants --dropout=0 --weight_decay=0, and on a CPU a larger table.
 """
 
 max_steps = 20000

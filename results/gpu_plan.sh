@@ -68,12 +68,12 @@ block_1() { # stlm_10m with two trunk layers less and wider local layers (before
   wait
   pack
   # in small (0.5M, 8 epochs on a CPU) decay without dropout was worth 0.026 bpb, dropout cost 0.016, the shape was worth 0.044
-  train stlm_10m stlm_10m --dropout=0
+  train stlm_10m stlm_10m-local --dropout=0
   train gpt2_124m gpt2_124m-decay
 }
 
 block_2() { # stlm_50m with the same change of shape (as it is: 1.020 without decay), and what stlm_10m learns from it in as
-  # long: in small a teacher was worth 0.04 bpb (EXPERIMENTS.md); compare with block 1's stlm_10m, if on its card
+  # long: in small a teacher was worth 0.04 bpb (EXPERIMENTS.md); compare with block 1's stlm_10m-local, if on its card
   local local_50m="--n_layer=6 --n_local_enc=1 --n_local_dec=2 --n_local_embd=704"
   # (a teacher of one step, so that both are compiled before either is trained)
   # shellcheck disable=SC2086
@@ -107,7 +107,7 @@ block_5() { # a second seed of the one that matters most; an objective that cost
   warm "stlm_10m --dropout=0" &
   warm "stlm_10m --objective=multi_byte --dropout=0" &
   wait
-  train stlm_10m stlm_10m-seed2 --dropout=0 --seed=2
+  train stlm_10m stlm_10m-local-seed2 --dropout=0 --seed=2
   train stlm_10m stlm_10m-multi_byte --objective=multi_byte --dropout=0
 }
 

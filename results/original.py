@@ -6,7 +6,8 @@ In an environment of its own (its requirements, torch, pyarrow). As configured a
 rises for 5,000 steps, which a CPU does not reach in hours; here a step has one row of its context, and the rate rises
 for a twentieth of the steps that fit into SECONDS. Scored on the first 200 kB of val, in its own windows. byte_level
 predicts the 12 bytes of the next GPT-2 token at once, padded (id 256, which its loss does not leave out; what is longer
-is cut): bits are given with and without those of the padding.
+is cut): bits are given with and without those of the padding. (The logs in results/original/ are
+from an earlier form of this script, which did the same.)
 """
 
 import json
