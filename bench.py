@@ -36,12 +36,12 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from common import commit, first_line, load_run, newest_run, read_utf8, write_json
 from config import ROOT, Config, build, load_file, parse
-from data import Data, bits_per_byte, continuation_start, encode, symbols_at_once
-from machine import Machine, flops_per_symbol, parameter_table, pick_device
+from lib.data import Data, bits_per_byte, continuation_start, encode, symbols_at_once
+from lib.files import commit, first_line, load_run, newest_run, read_utf8, write_json
+from lib.machine import Machine, flops_per_symbol, parameter_table, pick_device
+from lib.optim import make_optimizers, prepare_for_training, train_step
 from model import PAD, STLM, rows_of, sample
-from optim import make_optimizers, prepare_for_training, train_step
 
 
 @dataclass
@@ -57,7 +57,7 @@ class BenchConfig:
     seconds: float = 5.0  # of training in a round, at least (and at least one step)
     compile: Literal["auto", "on", "off"] = "auto"  # torch.compile in training; auto: as the config says
     # eval
-    model: str = ""  # a run's folder, one that share.py wrote, or USER/NAME on the Hub; empty: the newest under out/
+    model: str = ""  # a run's folder, a shared one, or USER/NAME on the Hub; empty: the newest under out/
     out_dir: str = ""  # another name of model
     weights: Literal["last", "best"] = "last"  # of the run: the newest, or those of the lowest val loss
     tasks: str = ""  # comma-separated: val and names of benchmarks; empty: all there are

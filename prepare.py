@@ -28,11 +28,11 @@ from typing import Literal
 import numpy as np
 from tqdm import tqdm
 
-from common import lock
 from config import Config, load_file, parse
-from data import gpt2, read_meta
+from lib.data import gpt2, read_meta
+from lib.files import lock
+from lib.sources import PRESETS, Source, one_line
 from model import EOT, GPT2_VOCAB
-from sources import PRESETS, Source, one_line
 
 VAL_CAP = 10_000_000  # bytes: more would only make evaluation slow
 HUB_CAP = 1_000_000_000  # bytes taken from the network unless --max_bytes says otherwise

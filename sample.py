@@ -16,16 +16,16 @@ from typing import Literal
 
 import torch
 
-from common import load_run, newest_run, read_utf8
 from config import parse
-from data import decode, encode
-from machine import pick_device
+from lib.data import decode, encode
+from lib.files import load_run, newest_run, read_utf8
+from lib.machine import pick_device
 
 
 @dataclass
 class SampleConfig:
     # model
-    model: str = ""  # a run's folder, one that share.py wrote, or USER/NAME on the Hub; empty: the newest under out/
+    model: str = ""  # a run's folder, a shared one, or USER/NAME on the Hub; empty: the newest under out/
     out_dir: str = ""  # another name of model
     weights: Literal["best", "last"] = "best"  # of the run: those of the lowest val loss, or the newest
     device: str = "auto"  # auto: cuda, else mps, else cpu

@@ -27,15 +27,15 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 
-import common
-from common import duration, load_run
 from config import Config, parse
-from data import Data
-from games import GAMES, best_moves, draw, play, play_person, scores, uniform
-from machine import Machine
+from lib import files
+from lib.data import Data
+from lib.files import duration, load_run
+from lib.games import GAMES, best_moves, draw, play, play_person, scores, uniform
+from lib.machine import Machine
+from lib.optim import load_optimizers, make_optimizers, set_schedules
+from lib.run import Run
 from model import PAD, ModelConfig
-from optim import load_optimizers, make_optimizers, set_schedules
-from run import Run
 from train import MAY_CHANGE, Batches, go_on_or_start, make_model
 
 # On text these knobs are those of the run to start from.
@@ -327,7 +327,7 @@ def main(argv=None):
         raise ValueError(f"{world} processes, but self-play runs in one: start it with python, not torchrun")
     out = Path(cfg.out_dir)
     in_use = f"{out} is in use by another run: wait until it has ended, or give another --out_dir"
-    with common.lock(out.with_name(f".{out.name}.lock"), in_use):
+    with files.lock(out.with_name(f".{out.name}.lock"), in_use):
         return learn(cfg, argv)
 
 

@@ -23,15 +23,15 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-import common
-from common import load_checkpoint
 from config import Config, build, parse
-from data import Data, newest_dataset
-from machine import Machine
+from lib import files
+from lib.data import Data, newest_dataset
+from lib.files import load_checkpoint
+from lib.machine import Machine
+from lib.objectives import make_objective
+from lib.optim import load_optimizers, make_optimizers, prepare_for_training, set_schedules, train_step
+from lib.run import OF_A_RUN, Run
 from model import STLM, ModelConfig
-from objectives import make_objective
-from optim import load_optimizers, make_optimizers, prepare_for_training, set_schedules, train_step
-from run import OF_A_RUN, Run
 
 # On resume a command may change these of the run's knobs, and those that are its own.
 MAY_CHANGE = {"max_steps", "max_seconds", "eval_interval", "eval_bytes", "log_interval"}
@@ -46,7 +46,7 @@ def main(argv=None):
         raise ValueError(f"what is {words[0]!r}? The config file ends in .py, every knob is --key=value; see --help")
     out = Path(cfg.out_dir)
     in_use = f"{out} is in use by another run: wait until it has ended, or give another --out_dir"
-    with common.lock(out.with_name(f".{out.name}.lock{os.environ.get('RANK', '').lstrip('0')}"), in_use):
+    with files.lock(out.with_name(f".{out.name}.lock{os.environ.get('RANK', '').lstrip('0')}"), in_use):
         return train(cfg, argv)
 
 
@@ -122,7 +122,7 @@ def go_on_or_start(cfg, may_change=MAY_CHANGE):
     checkpoint = load_checkpoint(path)
     if ("play_lr" in checkpoint["config"]) != hasattr(cfg, "play_lr"):
         raise ValueError(f"{path} is of {'train.py' if hasattr(cfg, 'play_lr') else 'selfplay.py'}: resume with that")
-    old = build(type(cfg), common.known_values(checkpoint["config"], type(cfg), path), path)
+    old = build(type(cfg), files.known_values(checkpoint["config"], type(cfg), path), path)
     for key in sorted(cfg.explicit - may_change - OF_THE_COMMAND):
         if getattr(cfg, key) != getattr(old, key):
             both = f"{key}={getattr(cfg, key)!r}, but {path} has {getattr(old, key)!r}"
@@ -193,7 +193,7 @@ def make_model(cfg, checkpoint):
     if checkpoint:
         model.load_state_dict(checkpoint["model"])
     elif cfg.init_from:
-        other, _, path = common.load_run(cfg.init_from, "best")
+        other, _, path = files.load_run(cfg.init_from, "best")
         for key in (f.name for f in dataclasses.fields(ModelConfig) if f.name not in ("block_size", "max_patches")):
             if getattr(other.cfg, key) != getattr(cfg, key):
                 raise ValueError(f"{path} has {key}={getattr(other.cfg, key)}, this config {getattr(cfg, key)}")

@@ -16,8 +16,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from common import commit, write_json  # noqa: E402
 from config import parse  # noqa: E402
+from lib.files import commit, write_json  # noqa: E402
 
 FIGURES = ("train_bytes_per_second", "first_byte_seconds", "generate_at_512", "generate_at_1024", "generate_at_2048")
 FIGURES += ("generate_at_4096", "generate_16_texts")

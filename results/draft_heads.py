@@ -20,9 +20,9 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from common import known_values, load_run
 from config import Config, build
-from data import Data
+from lib.data import Data
+from lib.files import known_values, load_run
 from model import norm
 
 DRAFTS, MOST, TEMPERATURE, ROWS, LENGTH = 5, 12, 0.8, 16, 512

@@ -39,7 +39,7 @@ for config in ${*:-stlm_50m stlm_100m}; do
   measure sample "$python" sample.py --model="$run" --prompt="The cell " --max_new_bytes=400 --seed=1
   measure eval "$python" bench.py eval --model="$run" --data="${ITEMS:-data/eval}" --limit=40 --tasks=val,blimp,arc_easy
   rm -rf "$run-shared"
-  measure share "$python" share.py --model="$run" --to="$run-shared" --bits=8
+  measure share "$python" -m tools.share --model="$run" --to="$run-shared" --bits=8
   measure sample_shared "$python" sample.py --model="$run-shared" --prompt="The cell " --max_new_bytes=400 --seed=1
   cp "$run/log.jsonl" "$log/"
 done

@@ -27,8 +27,8 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 
 import prepare  # noqa: E402
-from common import load_checkpoint, read_log  # noqa: E402
 from config import Config, parse  # noqa: E402
+from lib.files import load_checkpoint, read_log  # noqa: E402
 
 SHORT = "--short" in sys.argv
 SIZES = (

@@ -13,10 +13,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from config import Config, parse
-from data import Data
-from machine import Machine
+from lib.data import Data
+from lib.machine import Machine
+from lib.optim import make_optimizers, train_step
 from model import STLM
-from optim import make_optimizers, train_step
 
 LENGTHS, BATCH, ROUNDS = (1024, 2048, 4096, 8192, 16384), 16384, 5
 config = sys.argv[1] if len(sys.argv) > 1 else "config/stlm_10m.py"

@@ -16,10 +16,10 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from common import known_values, load_run
 from config import Config, build
-from data import Data
-from games import uniform
+from lib.data import Data
+from lib.files import known_values, load_run
+from lib.games import uniform
 from model import STLM, ModelConfig
 from selfplay import write_on
 

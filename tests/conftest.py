@@ -59,9 +59,10 @@ def small(data_dir):
 
 
 def run(script, *args, check=True, **kwargs):
-    """Run one of the project's scripts as a user does."""
-    env = os.environ | {"OMP_NUM_THREADS": "1"} | kwargs.pop("env", {})
-    command = [sys.executable, str(ROOT / script), *map(str, args)]
+    """Run one of the project's commands as a user does: train.py, tools.share, ..."""
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | kwargs.pop("env", {})
+    program = ["-m", script] if str(script).startswith("tools.") else [str(ROOT / script)]
+    command = [sys.executable, *program, *map(str, args)]
     done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=240, **kwargs)
     assert not check or done.returncode == 0, done.stdout + done.stderr
     return done

@@ -17,7 +17,7 @@ import bench
 import train
 from bench import BenchConfig, benchmark, grade, hub_items, local_items, pairs, score
 from config import Config
-from data import Data, bits_per_byte, encode
+from lib.data import Data, bits_per_byte, encode
 from model import STLM, ModelConfig
 
 POOLINGS = ["none", "fixed", "space"]
@@ -351,7 +351,7 @@ def test_the_harness_gets_the_same_numbers(at_home, tmp_path):
     lm_eval = pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed (pip install lm-eval)")
     from lm_eval.api.task import ConfigurableTask
 
-    from harness import Harness
+    from tools.harness import Harness
 
     ours = {"cloze": [], "whole": [], "partial": []}
     for item in some_items(80):
@@ -390,5 +390,5 @@ def test_the_harness_from_the_command_line(at_home, tmp_path):
     task |= {"doc_to_choice": "{{choices}}", "doc_to_target": "{{answer}}", "metric_list": [{"metric": "acc"}]}
     (tmp_path / "mine.yaml").write_text(json.dumps(task))  # (JSON is YAML)
     args = ["--model", "stlm", "--model_args", "out_dir=out/run", "--tasks", "mine", "--include_path", str(tmp_path)]
-    done = run("harness.py", *args, "--limit", "5", cwd=Path.cwd(), env={"HF_HOME": str(tmp_path / "hf")})
+    done = run("tools.harness", *args, "--limit", "5", cwd=Path.cwd(), env={"HF_HOME": str(tmp_path / "hf")})
     assert "|mine |" in done.stdout and "|acc   |" in done.stdout

@@ -19,13 +19,13 @@ import torch
 from conftest import ROOT
 
 import bench
-import run
 import sample
 import train
-from common import load_checkpoint, load_model, load_run, lock, read_log
 from config import Config
-from data import Data
-from machine import Machine
+from lib import run
+from lib.data import Data
+from lib.files import load_checkpoint, load_model, load_run, lock, read_log
+from lib.machine import Machine
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +209,7 @@ def test_tokens_beyond_the_vocabulary_are_refused(tmp_path):
         (tmp_path / "t" / f"{split}.bin").write_bytes(raw)
     cfg = Config(dataset="t", data_dir=str(tmp_path), tokenizer="gpt2", gpt2_vocab=300, pooling="none", max_steps=1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("data.symbol_lengths", lambda *_: np.ones(300, dtype=np.int64))
+        patch.setattr("lib.data.symbol_lengths", lambda *_: np.ones(300, dtype=np.int64))
         with pytest.raises(ValueError, match=r"train.bin has the token 300, but its vocabulary ends at 299"):
             Data(cfg, "train")
 
@@ -234,7 +234,7 @@ def test_lines_that_are_no_event_are_named_and_left_out(run_folder, capsys):
 
 def test_a_lock_keeps_others_out_until_its_process_ends(tmp_path):
     path = tmp_path / ".lock"
-    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from common import lock; from pathlib import Path\n"
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from lib.files import lock; from pathlib import Path\n"
     code += f"with lock(Path({str(path)!r}), 'in use'): print('held', flush=True); sys.stdin.read()"
     holder = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert holder.stdout.readline() == "held\n"
@@ -365,8 +365,8 @@ def test_more_context_brings_more_patches_and_too_few_are_named(data_dir, tmp_pa
 
 
 def test_frozen_weights_stay_and_the_others_move(data_dir, tmp_path):
+    from lib.optim import make_optimizers, train_step
     from model import STLM
-    from optim import make_optimizers, train_step
 
     cfg = Config(block_size=32, n_layer=1, n_head=1, n_embd=16, n_local_embd=8, max_steps=1, weight_decay=0.5)
     torch.manual_seed(0)
@@ -437,7 +437,7 @@ def test_the_way_on_after_a_loss_that_is_not_finite(small, tmp_path, monkeypatch
 
 def test_out_of_memory_is_one_line(tmp_path, data_dir, small):
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); sys.argv = ['train.py', *{small!r}, '--max_steps=1', "
-    code += f"'--out_dir={tmp_path / 'run'}']; import optim, runpy, torch; "
+    code += f"'--out_dir={tmp_path / 'run'}']; from lib import optim; import runpy, torch; "
     code += "optim.train_step = lambda *a: torch.empty(1 << 50); "  # a petabyte
     code += f"runpy.run_path({str(ROOT / 'train.py')!r}, run_name='__main__')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from config import Config
-from data import Data, bits_per_byte, continuation_start, decode, encode, newest_dataset, symbol_lengths
+from lib.data import Data, bits_per_byte, continuation_start, decode, encode, newest_dataset, symbol_lengths
 from model import STLM, ModelConfig
 
 

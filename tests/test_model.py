@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from config import Config, build, load_file
-from machine import flops_per_symbol, parameter_table
+from lib.machine import flops_per_symbol, parameter_table
 from model import EOT, NONE, STLM, LocalLayer, ModelConfig, Past, matches, newest_matches, rows_of
 from selfplay import SelfPlayConfig
 

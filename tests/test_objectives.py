@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 
 import train
-from common import load_checkpoint, load_model
 from config import Config
-from data import Data
+from lib.data import Data
+from lib.files import load_checkpoint, load_model
+from lib.objectives import MASK, make_objective
 from model import STLM
-from objectives import MASK, make_objective
 
 OTHERS = ["multi_byte", "masked", "next_patch", "distill"]
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from optim import Muon, dropout_at, lr_scale, orthogonal
+from lib.optim import Muon, dropout_at, lr_scale, orthogonal
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (2, 6, 20), (1, 20, 6)])

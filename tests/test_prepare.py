@@ -196,7 +196,7 @@ def test_gpt2_tokens_decode_to_the_text(vocab, tmp_path):
     except Exception as e:
         pytest.skip(f"tiktoken's gpt2 files are not here (TIKTOKEN_CACHE_DIR names their folder): {type(e).__name__}")
     from config import Config
-    from data import Data
+    from lib.data import Data
 
     documents = [*articles(30), "word " * 300_000]  # the last is encoded in pieces
     path = write_jsonl(tmp_path / "a.jsonl", documents)
@@ -441,7 +441,7 @@ def test_too_little_text_says_so_and_its_advice_works(tmp_path, capsys, monkeypa
 
 
 def test_two_at_once(tmp_path):
-    from common import lock
+    from lib.files import lock
 
     (tmp_path / "a.txt").write_text("text " * 100)
     work = tmp_path / "data" / ".a.tmp"

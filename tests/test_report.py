@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-import report
 from config import Config
+from tools import report
 
 
 def write_run(folder, flags="", status="finished", bpb=1.5, age=0.0, seconds=20.0, val="val", **knobs):

@@ -14,12 +14,12 @@ from conftest import run
 
 import selfplay
 import train
-from common import load_checkpoint
 from config import build, load_file
-from games import GAMES, best_moves, draw, every_line, play, scores, uniform
+from lib.files import load_checkpoint
+from lib.games import GAMES, best_moves, draw, every_line, play, scores, uniform
 from model import PAD, STLM
 from selfplay import SelfPlayConfig, lineup, log_p, next_byte_loss, reinforce_loss, spin_loss, variety, write_on
-from share import about_run
+from tools.share import about_run
 
 SMALL = [
     "--n_embd=16",

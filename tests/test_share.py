@@ -19,11 +19,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import bench
-import common
 import sample
-import share
 import train
+from lib import files
 from model import STLM, ModelConfig
+from tools import share
 
 
 def logits(model):
@@ -128,7 +128,7 @@ def test_scripts_take_the_folder_as_they_take_the_run(trained, shared, data_dir,
     share.main([f"--model={shared}", f"--to={tmp_path / 'again'}"])  # shared once more, it tells the same
     again = STLM.from_pretrained(tmp_path / "again")
     assert again.about == STLM.from_pretrained(shared).about
-    assert torch.equal(logits(again), logits(common.load_run(trained)[0]))
+    assert torch.equal(logits(again), logits(files.load_run(trained)[0]))
 
     capsys.readouterr()
     bench.main(["eval", f"--model={shared}", f"--data_dir={data_dir}", "--tasks=val", "--device=cpu", "--json"])
@@ -142,7 +142,7 @@ def test_scripts_take_the_folder_as_they_take_the_run(trained, shared, data_dir,
 
 def test_the_harness_takes_it(shared):
     pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed (pip install lm-eval)")
-    from harness import Harness
+    from tools.harness import Harness
 
     assert torch.equal(logits(Harness(model=str(shared), device="cpu").model), logits(STLM.from_pretrained(shared)))
 
@@ -257,7 +257,7 @@ def test_a_folder_that_is_not_there_is_not_looked_for_on_the_hub(name, hub, tmp_
         done.returncode == 1
         and done.stderr
         == f"sample.py: no run in {name}: it has none of last.pt, best.pt and "
-        + ("model.safetensors (what share.py writes)\n")
+        + ("model.safetensors (what tools.share writes)\n")
     )
     assert not asked
 
@@ -376,7 +376,7 @@ def test_a_damaged_folder_is_refused_in_one_line(kind, shared, tmp_path, monkeyp
     shutil.copytree(shared, folder)
     DAMAGE[kind](folder)
     with pytest.raises(ValueError, match=r"model") as e:
-        common.load_run(folder)
+        files.load_run(folder)
     assert "\n" not in str(e.value) and str(folder) in str(e.value) and len(str(e.value)) < 500
     assert not (tmp_path / "it_was_run").exists()
 
@@ -384,14 +384,14 @@ def test_a_damaged_folder_is_refused_in_one_line(kind, shared, tmp_path, monkeyp
 def test_what_is_told_wrongly_of_a_run_is_not_believed(shared, tmp_path):
     shutil.copytree(shared, tmp_path / "model")
     config_with(about={"data": 1, "step": [], "commit": 5})(tmp_path / "model")
-    _, checkpoint, _ = common.load_run(tmp_path / "model")
+    _, checkpoint, _ = files.load_run(tmp_path / "model")
     assert checkpoint["data"] == {} and checkpoint["step"] == 0 and checkpoint["commit"] == "unknown"
 
 
 def test_code_that_lies_beside_the_weights_is_not_run(shared, tmp_path):
     folder = tmp_path / "model"
     shutil.copytree(shared, folder)
-    for name in ("model.py", "config.py", "common.py", "safetensors.py", "sitecustomize.py", "conftest.py"):
+    for name in ("model.py", "config.py", "files.py", "safetensors.py", "sitecustomize.py", "conftest.py"):
         (folder / name).write_text("raise SystemExit('run')")
     for cwd in (tmp_path, folder):
         done = run("sample.py", f"--model={folder}", "--max_new_bytes=5", "--device=cpu", cwd=cwd)
@@ -404,7 +404,7 @@ def test_code_that_lies_beside_the_weights_is_not_run(shared, tmp_path):
 def test_python_on_its_own(trained, shared, tmp_path):
     """Load, generate, score and fine-tune, as the README has it."""
     model = STLM.from_pretrained(shared)
-    assert torch.equal(logits(model), logits(common.load_run(trained)[0]))
+    assert torch.equal(logits(model), logits(files.load_run(trained)[0]))
     text = b"the " + bytes(model.generate("the ", 100, temperature=0.8))
     x = torch.tensor([[model.eot, *text]])
     bits = model.nats(x[:, :-1], x[:, 1:]).mean() / math.log(2)
@@ -453,5 +453,5 @@ def test_loaded_weights_outlive_the_file_they_came_from(shared, tmp_path):
 
 def test_a_hub_that_does_not_answer_is_one_line(trained, tmp_path):
     env = {"HF_ENDPOINT": "http://127.0.0.1:1", "HF_HOME": str(tmp_path / "hf"), "HF_TOKEN": "hf_none"}
-    done = run("share.py", f"--model={trained}", "--to=ann/poems", cwd=tmp_path, env=env, check=False)
+    done = run("tools.share", f"--model={trained}", "--to=ann/poems", cwd=tmp_path, env=env, check=False)
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and "cannot write to ann/poems" in done.stderr

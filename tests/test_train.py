@@ -14,10 +14,10 @@ import torch
 from conftest import ROOT, run, write_dataset
 
 import train
-from common import load_checkpoint, load_model
 from config import Config
-from data import Data, bits_per_byte
-from machine import Machine
+from lib.data import Data, bits_per_byte
+from lib.files import load_checkpoint, load_model
+from lib.machine import Machine
 
 
 def weights_of(folder):

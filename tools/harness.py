@@ -1,6 +1,6 @@
 """A trained model in EleutherAI's lm-evaluation-harness (pip install lm-eval), with every task it has.
 
-python harness.py --model stlm --model_args model=out/demo --tasks blimp,arc_easy --limit 200
+python -m tools.harness --model stlm --model_args model=out/demo --tasks blimp,arc_easy --limit 200
 """
 
 import sys
@@ -13,12 +13,12 @@ try:
     from lm_eval.api.model import LM
     from lm_eval.api.registry import register_model
 except ImportError:
-    sys.exit("harness.py needs lm-evaluation-harness: pip install 'lm-eval>=0.4.9'")
+    sys.exit("tools.harness needs lm-evaluation-harness: pip install 'lm-eval>=0.4.9'")
 
 from bench import score
-from common import load_run, newest_run
-from data import Data, bits_per_byte, decode, encode
-from machine import pick_device
+from lib.data import Data, bits_per_byte, decode, encode
+from lib.files import load_run, newest_run
+from lib.machine import pick_device
 
 
 @register_model("stlm")

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-import common
-from common import duration, write_atomically
-from machine import pick_device, pick_dtype
+from lib import files
+from lib.files import duration, write_atomically
+from lib.machine import pick_device, pick_dtype
 
 
 def test_a_failing_save_leaves_the_old_file(tmp_path):
@@ -46,7 +46,7 @@ def test_durations():
 
 
 def test_a_checkpoint_of_an_older_version_says_what_to_do():
-    known = common.known_values({"n_layer": 3, "n_words": 0, "gone": 1}, common.ModelConfig, "last.pt")
+    known = files.known_values({"n_layer": 3, "n_words": 0, "gone": 1}, files.ModelConfig, "last.pt")
     assert known == {"n_layer": 3}
     with pytest.raises(ValueError, match=r"last.pt has n_words=2, .*git checkout"):
-        common.known_values({"n_words": 2}, common.ModelConfig, "last.pt")
+        files.known_values({"n_words": 2}, files.ModelConfig, "last.pt")

@@ -155,7 +155,7 @@ def load_run(name, first="last", device="cpu"):
             print(f"{e}; {there[-1]} is used instead", file=sys.stderr)
     path = Path(name) / "model.safetensors"
     if not path.exists() and not is_hub_name(name):
-        raise ValueError(f"no run in {name}: it has none of last.pt, best.pt and {path.name} (what share.py writes)")
+        raise ValueError(f"no run in {name}: it has none of last.pt, best.pt and {path.name} (what tools.share writes)")
     model = STLM.from_pretrained(name).to(device)
     nothing = {"step": 0, "elapsed": 0.0, "commit": "unknown", "data": {}}
     run = nothing | {k: v for k, v in model.about.items() if type(v) is type(nothing.get(k, v))}

@@ -20,7 +20,7 @@ import urllib.request
 from collections import Counter
 from pathlib import Path
 
-from common import first_line
+from lib.files import first_line
 
 SHAKESPEARE = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 PRESETS = {  # name: (Hub dataset or URL, its configuration, its text column, what it is)

@@ -1,8 +1,8 @@
 """Share a trained model: a folder, or a repository on the Hub, from which anyone can load it.
 
-    python share.py --to=notes_10m                              # the newest run
-    python share.py --model=out/demo --to=demo_8bit --bits=8    # a quarter of the size
-    python share.py --model=out/demo --to=USER/NAME             # to the Hub; `hf auth login` comes first
+    python -m tools.share --to=notes_10m                              # the newest run
+    python -m tools.share --model=out/demo --to=demo_8bit --bits=8    # a quarter of the size
+    python -m tools.share --model=out/demo --to=USER/NAME             # to the Hub; `hf auth login` comes first
 
 Writes model.safetensors (the weights), config.json, model.py (all the code that is needed to use them) and README.md,
 the model card: what the model is, what it read, what it is worth, and some text that it wrote. Before you share: what a
@@ -19,10 +19,10 @@ from typing import Literal
 
 import torch
 
-from common import first_line, is_hub_name, load_run, newest_run
 from config import parse
-from data import decode, encode
-from machine import parameter_table
+from lib.data import decode, encode
+from lib.files import first_line, is_hub_name, load_run, newest_run
+from lib.machine import parameter_table
 from model import STLM
 
 
@@ -131,7 +131,7 @@ def write_card(cfg, model, small, megabytes):
 def main(argv=None):
     cfg, words = parse(ShareConfig, sys.argv[1:] if argv is None else argv, __doc__)
     if words:
-        raise ValueError(f"what is {words[0]!r}? share.py takes --key=value only; see --help")
+        raise ValueError(f"what is {words[0]!r}? tools.share takes --key=value only; see --help")
     to = Path(cfg.to)
     if not cfg.to:
         raise ValueError("say where to: --to=DIR, or --to=USER/NAME for the Hub")

@@ -1,7 +1,7 @@
 """The ledger of experiments: every run as a page and as pictures.
 
-    python report.py              # your runs in out/ -> out/RUNS.md and out/bpb_DATA.png; what is running
-    python report.py --publish    # those in results/ -> results/RUNS.md and results/bpb_DATA.png
+    python -m tools.report              # your runs in out/ -> out/RUNS.md and out/bpb_DATA.png; what is running
+    python -m tools.report --publish    # those in results/ -> results/RUNS.md and results/bpb_DATA.png
 
 A run is a folder with run.json and log.jsonl (train.py writes them) and perhaps eval.json (bench.py eval). Runs that
 differ in nothing but seed and commit make one row, whose bpb is their mean; a seed that ran twice makes a second row.
@@ -29,8 +29,8 @@ from matplotlib.text import Text
 from matplotlib.ticker import EngFormatter, LogLocator
 from matplotlib.transforms import Bbox
 
-from common import duration, read_log, write_atomically
 from config import ROOT
+from lib.files import duration, read_log, write_atomically
 
 # Knobs that do not make another experiment of a run
 ASIDE = {"dataset", "data_dir", "out_dir", "resume", "overwrite", "seed", "device", "config", "intuition"}
@@ -103,7 +103,7 @@ def read_runs(publish):
             if key not in runs or run["seconds"] > runs[key]["seconds"]:
                 runs[key] = run
         except Exception as e:  # whatever is in the folder
-            print(f"report.py: {path.parent} is left out: {type(e).__name__}: {e}", file=sys.stderr)
+            print(f"report: {path.parent} is left out: {type(e).__name__}: {e}", file=sys.stderr)
     return sorted(runs.values(), key=lambda run: run["log"][0]["time"])
 
 
@@ -161,7 +161,8 @@ def cells(group, page):
 def write_page(runs, found, page):
     """A table for each val file, and the configs that have no row in any."""
     when = f" at {time.strftime('%Y-%m-%d %H:%M')}" if any(r["status"] == "running" for r in runs) else ""
-    lines = ["# All runs", "", f"Written by report.py{when}. Each table has its own val text: compare within it.", ""]
+    rule = "Each table has its own val text: compare within it."
+    lines = ["# All runs", "", f"Written by tools.report{when}. {rule}", ""]
     for name, size, experiments in found:
         lines += [f"## {name} (val: {size:,} bytes)", ""]
         best_first = sorted(experiments, key=lambda group: mean(group, "bpb") if group[0]["bpb"] else math.inf)

@@ -16,11 +16,11 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-import common
-from common import commit, duration, write_atomically, write_json
-from data import bits_per_byte
-from machine import flops_per_symbol, parameter_table
-from objectives import own_weights
+from lib import files
+from lib.data import bits_per_byte
+from lib.files import commit, duration, write_atomically, write_json
+from lib.machine import flops_per_symbol, parameter_table
+from lib.objectives import own_weights
 
 OF_A_RUN = ("run.json", "last.pt", "best.pt", "log.jsonl", "eval.json", "loss.png")  # what it leaves in out_dir
 
@@ -75,7 +75,7 @@ class Run:
                 for name in OF_A_RUN:
                     (self.out / name).unlink(missing_ok=True)
             elif (path := self.out / "log.jsonl").exists():
-                self.log = [e for e in common.read_log(path) if e["step"] <= self.step and e["event"] != "end"]
+                self.log = [e for e in files.read_log(path) if e["step"] <= self.step and e["event"] != "end"]
                 write_atomically(path, lambda f: f.write("".join(json.dumps(e) + "\n" for e in self.log).encode()))
         missed = not any(e["event"] == "eval" and e["step"] == self.step for e in self.log)
         due = self.step > 0 and (self.is_due(cfg.eval_interval) or self.done())

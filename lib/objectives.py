@@ -17,7 +17,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-import common
+from lib import files
 from model import norm
 
 MASK = 0xFD  # in place of a hidden byte; like EOT and PAD it never occurs in UTF-8
@@ -143,7 +143,7 @@ class Distill(nn.Module):
         super().__init__()
         if not cfg.teacher or Path(cfg.teacher).resolve() == Path(cfg.out_dir).resolve():
             raise ValueError(f"objective=distill needs --teacher=DIR, a trained run's folder other than {cfg.out_dir}")
-        teacher, _, path = common.load_run(cfg.teacher, "best", model.embed.weight.device)
+        teacher, _, path = files.load_run(cfg.teacher, "best", model.embed.weight.device)
         has, need = (f"{m.vocab_size} symbols of tokenizer={m.cfg.tokenizer}" for m in (teacher, model))
         if has != need:
             raise ValueError(f"teacher: {path} has {has}, this config {need}; a teacher must have the same")

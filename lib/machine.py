@@ -9,7 +9,7 @@ import platform
 import torch
 import torch.distributed as dist
 
-from common import first_line
+from lib.files import first_line
 
 
 class Machine:
