@@ -48,18 +48,26 @@ from model import PAD, STLM, rows_of, sample
 class BenchConfig:
     # all
     device: str = "auto"  # auto: cuda, else mps, else cpu
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of matrix products; auto: speed as train.py, eval float32
+    dtype: Literal["auto", "float32", "bfloat16"] = (
+        "auto"  # of matrix products; auto: speed as train.py, eval float32
+    )
     json: bool = False  # print JSON instead of a table
     seed: int = 1337  # of the items that limit takes, and of speed's weights and text
     text: str = ""  # a UTF-8 file: eval scores it, speed reads it (empty: the standard library)
     # speed
     rounds: int = 3  # times each config is measured, taking turns
     seconds: float = 5.0  # of training in a round, at least (and at least one step)
-    compile: Literal["auto", "on", "off"] = "auto"  # torch.compile in training; auto: as the config says
+    compile: Literal["auto", "on", "off"] = (
+        "auto"  # torch.compile in training; auto: as the config says
+    )
     # eval
-    model: str = ""  # a run's folder, a shared one, or USER/NAME on the Hub; empty: the newest under out/
+    model: str = (
+        ""  # a run's folder, a shared one, or USER/NAME on the Hub; empty: the newest under out/
+    )
     out_dir: str = ""  # another name of model
-    weights: Literal["last", "best"] = "last"  # of the run: the newest, or those of the lowest val loss
+    weights: Literal["last", "best"] = (
+        "last"  # of the run: the newest, or those of the lowest val loss
+    )
     tasks: str = ""  # comma-separated: val and names of benchmarks; empty: all there are
     data: str = ""  # folder with TASK.jsonl files; empty: the Hub, through `datasets`
     data_dir: str = ""  # where datasets live; empty: where the run found them
@@ -69,7 +77,9 @@ class BenchConfig:
     def __post_init__(self):
         for key, low in (("rounds", 1), ("seconds", 0), ("limit", 0), ("stride", 0), ("seed", 0)):
             if not low <= getattr(self, key) < 2**63:
-                raise ValueError(f"{key}={getattr(self, key)} must be at least {low} and below 2**63")
+                raise ValueError(
+                    f"{key}={getattr(self, key)} must be at least {low} and below 2**63"
+                )
 
 
 HUB_TASKS = ("blimp", "arc_easy", "hellaswag", "winogrande", "mmlu")
@@ -84,7 +94,9 @@ def some_text(path):
     files = [] if path else sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
     text = read_utf8(path, "text") if path else b"".join(p.read_bytes() for p in files)
     if len(text) < 20_000:
-        raise ValueError(f"text={path} has {len(text)} bytes; speed needs at least 20000 of real text")
+        raise ValueError(
+            f"text={path} has {len(text)} bytes; speed needs at least 20000 of real text"
+        )
     return text[: 1 << 20]
 
 
@@ -96,10 +108,15 @@ def measure_speed(cfg, options, text):
     symbols = torch.tensor(encode(cfg, text), device=machine.device)
     per_symbol, parameters, T = len(text) / len(symbols), parameter_table(model), cfg.block_size
     found = {"parameters": parameters["total"], "tables": parameters["n-gram tables"]}
-    found |= {"batch": f"{cfg.batch_bytes // T} x {T}", "flops_per_byte": round(flops_per_symbol(model) / per_symbol)}
+    found |= {
+        "batch": f"{cfg.batch_bytes // T} x {T}",
+        "flops_per_byte": round(flops_per_symbol(model) / per_symbol),
+    }
     found |= training_speed(model, cfg, options, symbols, per_symbol, machine)
     peak = machine.peak_flops()
-    found["mfu"] = found["flops_per_byte"] * found["train_bytes_per_second"] / peak if peak else None
+    found["mfu"] = (
+        found["flops_per_byte"] * found["train_bytes_per_second"] / peak if peak else None
+    )
     found |= generation_speed(model.eval(), symbols, per_symbol, machine)
     return found | {"device": f"{machine.name}, {torch.get_num_threads()} threads"}
 
@@ -108,14 +125,18 @@ def training_speed(model, cfg, options, symbols, per_symbol, machine):
     """Steps as train.py does them, on one batch."""
     T, rows = cfg.block_size, cfg.batch_bytes // cfg.block_size
     micro_batch = machine.rows_per_pass(rows, cfg.micro_batch, T)
-    starts = torch.randint(len(symbols) - T, (rows,), generator=torch.Generator().manual_seed(options.seed))
+    starts = torch.randint(
+        len(symbols) - T, (rows,), generator=torch.Generator().manual_seed(options.seed)
+    )
     batch = torch.stack([symbols[i : i + T + 1] for i in starts.tolist()])
     model.may_drop = cfg.dropout > 0
     model.drop.fill_(cfg.dropout)
     optimizers = make_optimizers(model, cfg, machine.muon_dtype)
     compile = cfg.compile if options.compile == "auto" else options.compile
     trained, compiled = prepare_for_training(model, machine, compile, micro_batch, T)
-    train_step(trained, optimizers, batch[:micro_batch], micro_batch, machine.autocast, cfg.grad_clip)  # warm-up
+    train_step(
+        trained, optimizers, batch[:micro_batch], micro_batch, machine.autocast, cfg.grad_clip
+    )  # warm-up
     machine.synchronize()
     steps, start = 0, time.perf_counter()
     while steps == 0 or time.perf_counter() - start < options.seconds:
@@ -156,7 +177,9 @@ def generation_speed(model, symbols, per_symbol, machine):
                 x, state = model.read(rows[:, t, None], state)
                 sample(model.head(x[:, -1]).cpu())
             speed = texts * n * per_symbol / (time.perf_counter() - start)
-            found[f"generate_at_{LENGTHS[i]}" if texts == 1 else f"generate_{TOGETHER}_texts"] = speed
+            found[f"generate_at_{LENGTHS[i]}" if texts == 1 else f"generate_{TOGETHER}_texts"] = (
+                speed
+            )
     return found
 
 
@@ -170,11 +193,15 @@ def speed(options, paths):
     text, source = some_text(options.text), options.text or "the standard library"
     arms = [{"config": Path(path).stem, "rounds": []} for path in paths]
     with tqdm(total=options.rounds * len(arms), desc="measuring", unit="run") as bar:
-        for i in [(r + i) % len(arms) for r in range(options.rounds) for i in range(len(arms))]:  # taking turns
+        for i in [
+            (r + i) % len(arms) for r in range(options.rounds) for i in range(len(arms))
+        ]:  # taking turns
             bar.set_postfix_str(arms[i]["config"])
             with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
                 try:
-                    arms[i]["rounds"].append(process.submit(measure_speed, configs[i], options, text).result())
+                    arms[i]["rounds"].append(
+                        process.submit(measure_speed, configs[i], options, text).result()
+                    )
                 except (BrokenExecutor, torch.OutOfMemoryError):
                     reason = "its process died; if for want of memory, give its micro_batch a lower value"
                     raise ValueError(f"{paths[i]}: {reason}") from None
@@ -186,8 +213,12 @@ def speed(options, paths):
         print(json.dumps({"text": source, **versions, "arms": arms}, indent=1))
         return
     print_speed(arms)
-    print(f"generation in float32; {arms[0]['device']}, torch {versions['torch']}, commit {versions['commit']}")
-    print(f"text: {source}; {options.rounds} rounds: mean ± standard deviation (ratio to the first)")
+    print(
+        f"generation in float32; {arms[0]['device']}, torch {versions['torch']}, commit {versions['commit']}"
+    )
+    print(
+        f"text: {source}; {options.rounds} rounds: mean ± standard deviation (ratio to the first)"
+    )
 
 
 def summarize_rounds(arm, first):
@@ -197,7 +228,11 @@ def summarize_rounds(arm, first):
         if isinstance(value, float):
             ratios = [v / a[key] for v, a in zip(values, first, strict=True)]
             ratio = {"mean": statistics.fmean(ratios), "min": min(ratios), "max": max(ratios)}
-            arm[key] = {"mean": statistics.fmean(values), "std": statistics.pstdev(values), "ratio": ratio}
+            arm[key] = {
+                "mean": statistics.fmean(values),
+                "std": statistics.pstdev(values),
+                "ratio": ratio,
+            }
 
 
 def print_speed(arms):
@@ -217,7 +252,14 @@ def print_speed(arms):
 def print_table(lines):
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     for line in lines:
-        print("  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))]))
+        print(
+            "  ".join(
+                [
+                    line[0].ljust(widths[0]),
+                    *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True)),
+                ]
+            )
+        )
 
 
 # --- eval: benchmark items -------------------------------------------------------------------------------------------
@@ -238,17 +280,30 @@ def hub_items(task):
             yield cloze(d["question"], d["choices"]["text"]) | {"answer": answer}
     elif task == "mmlu":
         for d in datasets.load_dataset("cais/mmlu", "all", split="test"):
-            yield cloze(d["question"].strip(), d["choices"]) | {"answer": d["answer"], "group": d["subject"]}
+            yield cloze(d["question"].strip(), d["choices"]) | {
+                "answer": d["answer"],
+                "group": d["subject"],
+            }
     elif task == "hellaswag":
-        clean = lambda s: re.sub(r"\[.*?\]", "", s.strip().replace(" [title]", ". ")).replace("  ", " ")  # noqa: E731
+        clean = lambda s: re.sub(r"\[.*?\]", "", s.strip().replace(" [title]", ". ")).replace(
+            "  ", " "
+        )  # noqa: E731
         for d in datasets.load_dataset("Rowan/hellaswag", None, split="validation"):
             context = clean(f"{d['activity_label']}: {d['ctx_a']} {d['ctx_b'].capitalize()}")
-            yield {"context": context, "choices": [f" {clean(e)}" for e in d["endings"]], "answer": int(d["label"])}
+            yield {
+                "context": context,
+                "choices": [f" {clean(e)}" for e in d["endings"]],
+                "answer": int(d["label"]),
+            }
     elif task == "winogrande":
         for d in datasets.load_dataset("allenai/winogrande", "winogrande_xl", split="validation"):
             before, after = d["sentence"].split("_")
             options = [before + d["option1"], before + d["option2"]]
-            yield {"context_options": options, "continuation": f" {after.strip()}", "answer": int(d["answer"]) - 1}
+            yield {
+                "context_options": options,
+                "continuation": f" {after.strip()}",
+                "answer": int(d["answer"]) - 1,
+            }
 
 
 def cloze(question, choices):
@@ -267,14 +322,20 @@ def local_items(path):
                 choices = d["context_options" if partial else "choices"]
                 rest = d["continuation" if partial else "context"]
                 assert isinstance(choices, list) and choices, "no choices"
-                assert all(isinstance(s, str) for s in (*choices, rest)), "context and choices must be text"
+                assert all(isinstance(s, str) for s in (*choices, rest)), (
+                    "context and choices must be text"
+                )
                 assert all(choices) and (rest or not partial), "an empty choice"
-                assert type(d["answer"]) is int and 0 <= d["answer"] < len(choices), f"answer={d['answer']!r}"
+                assert type(d["answer"]) is int and 0 <= d["answer"] < len(choices), (
+                    f"answer={d['answer']!r}"
+                )
                 assert isinstance(d.get("group", ""), str), "group must be text"
                 "".join((*choices, rest)).encode()
             except (ValueError, TypeError, KeyError, AssertionError) as e:
                 missing = "no " if isinstance(e, KeyError) else ""
-                raise ValueError(f"{path}, line {number}: {missing}{e}; see --help for what a line must be") from None
+                raise ValueError(
+                    f"{path}, line {number}: {missing}{e}; see --help for what a line must be"
+                ) from None
             yield d
 
 
@@ -299,16 +360,26 @@ def score(model, items, on_progress=lambda n: None, at_once=0):
     results, work, at_once = [None] * len(items), [], at_once or symbols_at_once(model)
     for number, item in enumerate(items):
         texts = [encode(model.cfg, context + continuation) for context, continuation in item]
-        starts = [1 + continuation_start(model.cfg, c, text) for (c, _), text in zip(item, texts, strict=True)]
+        starts = [
+            1 + continuation_start(model.cfg, c, text)
+            for (c, _), text in zip(item, texts, strict=True)
+        ]
         rows = [[model.eot, *text] for text in texts]
-        alike = next((i for i, s in enumerate(zip(*rows, strict=False)) if len(set(s)) > 1), min(map(len, rows)))
+        alike = next(
+            (i for i, s in enumerate(zip(*rows, strict=False)) if len(set(s)) > 1),
+            min(map(len, rows)),
+        )
         work.append(Work(number, rows, starts, min(alike, *starts)))
     work.sort(key=lambda w: (w.common // 16, max(map(len, w.rows))), reverse=True)
     while work:
         batch, n, longest, common = [], 0, 0, work[-1].common
         while work:  # as many as fit with their padding, at least one
             w = work[-1]
-            n, longest, common = n + len(w.rows), max(longest, *map(len, w.rows)), min(common, w.common)
+            n, longest, common = (
+                n + len(w.rows),
+                max(longest, *map(len, w.rows)),
+                min(common, w.common),
+            )
             if batch and (len(batch) + 1) * common + n * (longest - common) > at_once:
                 break
             batch.append(work.pop())
@@ -322,18 +393,28 @@ def score(model, items, on_progress=lambda n: None, at_once=0):
 def score_batch(model, batch):
     """The (nats, greedy) of every choice of every item of a batch."""
     device, common = model.embed.weight.device, min(w.common for w in batch)
-    rows, starts = [row for w in batch for row in w.rows], [start for w in batch for start in w.starts]
+    rows, starts = (
+        [row for w in batch for row in w.rows],
+        [start for w in batch for start in w.starts],
+    )
     y = torch.full((len(rows), max(map(len, rows)) - common), PAD)
     mask = torch.zeros(y.shape, dtype=torch.bool)
     for i, (row, start) in enumerate(zip(rows, starts, strict=True)):
         y[i, : len(row) - common] = torch.tensor(row[common:])
         mask[i, start - common : len(row) - common] = True
-    y, item_of = y.to(device), torch.tensor([i for i, w in enumerate(batch) for _ in w.rows], device=device)
-    x, state = model.read(torch.tensor([w.rows[0][:common] for w in batch], device=device), model.start(len(batch)))
+    y, item_of = (
+        y.to(device),
+        torch.tensor([i for i, w in enumerate(batch) for _ in w.rows], device=device),
+    )
+    x, state = model.read(
+        torch.tensor([w.rows[0][:common] for w in batch], device=device), model.start(len(batch))
+    )
     x = x[item_of, -1:]  # (rows, 1, E): what predicts the first of y
     if y.size(1) > 1:
         x = torch.cat((x, model.read(y[:, :-1], rows_of(state, item_of))[0]), dim=1)
-    logits = model.head(x)[:, : y.size(1)]  # (where all rows are the common beginning, nothing is left to score)
+    logits = model.head(x)[
+        :, : y.size(1)
+    ]  # (where all rows are the common beginning, nothing is left to score)
     logp = -F.cross_entropy(logits.transpose(1, 2), y, reduction="none").cpu().double()
     greedy = ((logits.argmax(dim=2) == y).cpu() | ~mask).all(dim=1).tolist()
     scores = iter(zip((logp * mask).sum(dim=1).tolist(), greedy, strict=True))
@@ -346,17 +427,24 @@ def grade(item, scores):
     if len(logp) == 1:
         return {"acc": float(scores[0][1]), "logp": logp[0]}
     values = {"acc": logp}
-    if item.get("context") and "choices" in item:  # not for whole sentences, nor for one continuation
+    if (
+        item.get("context") and "choices" in item
+    ):  # not for whole sentences, nor for one continuation
         texts = [c.removeprefix(" ") for c in item["choices"]]
         values["acc_norm"] = [v / max(1, len(t)) for v, t in zip(logp, texts, strict=True)]
-        values["acc_bytes"] = [v / max(1, len(t.encode())) for v, t in zip(logp, texts, strict=True)]
+        values["acc_bytes"] = [
+            v / max(1, len(t.encode())) for v, t in zip(logp, texts, strict=True)
+        ]
     best = {metric: max(v) for metric, v in values.items()}
     return {m: (v[item["answer"]] == best[m]) / v.count(best[m]) for m, v in values.items()}
 
 
 def summary(items, grades):
     """Mean of each metric, its standard error, chance, and acc by group."""
-    found = {"n": len(items), "chance": statistics.fmean(1 / n if n > 1 else 0 for n in map(len, map(pairs, items)))}
+    found = {
+        "n": len(items),
+        "chance": statistics.fmean(1 / n if n > 1 else 0 for n in map(len, map(pairs, items))),
+    }
     for metric in [m for m in grades[0] if all(m in g for g in grades)]:
         values = [g[metric] for g in grades]
         error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
@@ -366,7 +454,9 @@ def summary(items, grades):
         if "group" in item:
             groups[item["group"]].append(g["acc"])
     if groups:
-        found["groups"] = {k: {"n": len(v), "acc": statistics.fmean(v)} for k, v in sorted(groups.items())}
+        found["groups"] = {
+            k: {"n": len(v), "acc": statistics.fmean(v)} for k, v in sorted(groups.items())
+        }
     return found
 
 
@@ -374,13 +464,19 @@ def benchmark(model, task, items, options):
     """The figures of a task, of all its items or of a random options.limit of them."""
     work, start = items, time.perf_counter()
     if options.limit and options.limit < len(items):
-        chosen = np.random.default_rng(options.seed).choice(len(items), options.limit, replace=False)
+        chosen = np.random.default_rng(options.seed).choice(
+            len(items), options.limit, replace=False
+        )
         work = [items[i] for i in sorted(chosen)]
     choices = [pairs(item) for item in work]
     with tqdm(total=sum(map(len, choices)), desc=task, unit=" choices", disable=None) as bar:
         scores = score(model, choices, bar.update)
     found = summary(work, [grade(item, v) for item, v in zip(work, scores, strict=True)])
-    return found | {"of": len(items), "limit_seed": options.seed, "seconds": round(time.perf_counter() - start, 1)}
+    return found | {
+        "of": len(items),
+        "limit_seed": options.seed,
+        "seconds": round(time.perf_counter() - start, 1),
+    }
 
 
 def evaluate(options):
@@ -388,37 +484,61 @@ def evaluate(options):
     machine = Machine(options.device, "float32" if options.dtype == "auto" else options.dtype)
     name = options.model or options.out_dir or newest_run()
     model, checkpoint, path = load_run(name, options.weights, machine.device)
-    out = path.parent if path.exists() else Path("out", str(path.parent).replace("/", "--"))  # (for one on the Hub)
+    out = (
+        path.parent if path.exists() else Path("out", str(path.parent).replace("/", "--"))
+    )  # (for one on the Hub)
     out.mkdir(parents=True, exist_ok=True)
-    there = tuple(sorted(p.stem for p in Path(options.data).glob("*.jsonl"))) if options.data else HUB_TASKS
+    there = (
+        tuple(sorted(p.stem for p in Path(options.data).glob("*.jsonl")))
+        if options.data
+        else HUB_TASKS
+    )
     named = [t for t in options.tasks.split(",") if t]
     if unknown := [t for t in named if t not in ("val", *there)]:
-        raise ValueError(f"no task {unknown[0]!r} in {options.data or 'the list'}; there are val, {', '.join(there)}")
+        raise ValueError(
+            f"no task {unknown[0]!r} in {options.data or 'the list'}; there are val, {', '.join(there)}"
+        )
     if options.data and not there:
         raise ValueError(f"no *.jsonl in {options.data}")
     tasks = named or ([] if options.text else ["val", *there])
-    result = {"weights": path.name} | {key: checkpoint[key] for key in ("step", "elapsed", "commit")}
-    old = json.loads((out / "eval.json").read_text(encoding="utf-8")) if (out / "eval.json").is_file() else {}
-    result = {"tasks": {}} | (old if result.items() <= old.items() else result)  # other figures of these weights stay
+    result = {"weights": path.name} | {
+        key: checkpoint[key] for key in ("step", "elapsed", "commit")
+    }
+    old = (
+        json.loads((out / "eval.json").read_text(encoding="utf-8"))
+        if (out / "eval.json").is_file()
+        else {}
+    )
+    result = {"tasks": {}} | (
+        old if result.items() <= old.items() else result
+    )  # other figures of these weights stay
     print(f"{path}: step {checkpoint['step']}, {machine.device}", file=sys.stderr)
     how = {"device": str(machine.device), "dtype": machine.dtype_name, "torch": torch.__version__}
     with machine.autocast:
         if options.text:
             data = Data.of_text(model.cfg, read_utf8(options.text, "text"))
-            result.setdefault("texts", {})[Path(options.text).name] = bits_two_ways(model, data, options) | how
+            result.setdefault("texts", {})[Path(options.text).name] = (
+                bits_two_ways(model, data, options) | how
+            )
         for task in tasks:
             try:
                 if task == "val":
-                    result["val"] = bits_two_ways(model, val_of(checkpoint, options.data_dir), options) | how
+                    result["val"] = (
+                        bits_two_ways(model, val_of(checkpoint, options.data_dir), options) | how
+                    )
                 else:
-                    result["tasks"][task] = benchmark(model, task, items_of(task, options), options) | how
+                    result["tasks"][task] = (
+                        benchmark(model, task, items_of(task, options), options) | how
+                    )
             except ValueError as e:
                 if named:
                     raise ValueError(f"{task}: {e}") from None
                 print(f"{task}: left out: {e}", file=sys.stderr)
                 if task != "val" and not options.data:
                     break  # the Hub would not answer for the others either
-            write_json(out / "eval.json", result)  # a long evaluation that is stopped keeps what it has
+            write_json(
+                out / "eval.json", result
+            )  # a long evaluation that is stopped keeps what it has
     write_json(out / "eval.json", result)
     if options.json:
         print(json.dumps(result, indent=1))
@@ -433,7 +553,9 @@ def bits_two_ways(model, data, options):
         raise ValueError("there is no text to score: it is empty")
     T = model.cfg.block_size
     found = {"context": T, "stride": min(options.stride or max(1, T // 2), T)}
-    with tqdm(total=2 * len(data.symbols), desc="bits", unit=" symbols", unit_scale=True, disable=None) as bar:
+    with tqdm(
+        total=2 * len(data.symbols), desc="bits", unit=" symbols", unit_scale=True, disable=None
+    ) as bar:
         for key, stride in (("bpb", 0), ("bpb_stride", found["stride"])):
             got = bits_per_byte(model, data, T, stride=stride, on_progress=bar.update)
             found |= {key: got["bpb"], "bytes": got["bytes"]}
@@ -442,7 +564,10 @@ def bits_two_ways(model, data, options):
 
 def val_of(checkpoint, data_dir):
     """The val split that the run was trained beside."""
-    data = Data(SimpleNamespace(**checkpoint["config"] | ({"data_dir": data_dir} if data_dir else {})), "val")
+    data = Data(
+        SimpleNamespace(**checkpoint["config"] | ({"data_dir": data_dir} if data_dir else {})),
+        "val",
+    )
     data.verify(checkpoint)
     return data
 
@@ -450,11 +575,15 @@ def val_of(checkpoint, data_dir):
 def items_of(task, options):
     """The items of a task, from options.data or the Hub."""
     try:
-        items = list(local_items(Path(options.data) / f"{task}.jsonl") if options.data else hub_items(task))
+        items = list(
+            local_items(Path(options.data) / f"{task}.jsonl") if options.data else hub_items(task)
+        )
     except Exception as e:
         if options.data:
             raise
-        raise ValueError(f"not from the Hub ({first_line(e)[:120]}); --data=DIR reads local files") from None
+        raise ValueError(
+            f"not from the Hub ({first_line(e)[:120]}); --data=DIR reads local files"
+        ) from None
     if not items:
         raise ValueError("has no items")
     return items
@@ -471,9 +600,13 @@ def print_scores(result, tasks, text):
     if len(lines) > 1:
         print_table(lines)
     figures = {text: result["texts"][text]} if text else {}
-    for name, v in (figures | ({"val": result["val"]} if "val" in tasks and "val" in result else {})).items():
+    for name, v in (
+        figures | ({"val": result["val"]} if "val" in tasks and "val" in result else {})
+    ).items():
         stride = f"{v['bpb_stride']:.4f} with a stride of {v['stride']}"
-        print(f"{name}: {v['bpb']:.4f} bpb in windows of {v['context']}, {stride}; {v['bytes']:,} bytes")
+        print(
+            f"{name}: {v['bpb']:.4f} bpb in windows of {v['context']}, {stride}; {v['bytes']:,} bytes"
+        )
 
 
 def main(argv=None):

@@ -41,16 +41,24 @@ import torch.nn.functional as F
 EOT, PAD = 0xFF, 0xFE  # bytes that never occur in UTF-8: the border between documents, and nothing
 NONE = -1  # in place of a symbol: the text has not begun yet, or there is no match
 GPT2_VOCAB = 50257
-WORD = [b >= 0x80 or chr(b).isalnum() for b in range(255)] + [False]  # is a byte part of a word? (EOT is not)
+WORD = [b >= 0x80 or chr(b).isalnum() for b in range(255)] + [
+    False
+]  # is a byte part of a word? (EOT is not)
 HASH = 50261  # the factor of the polynomial hash of n-grams: odd, and larger than any symbol
 
 
 @dataclass
 class ModelConfig:
     # model: what it reads and where patches end
-    tokenizer: Literal["bytes", "gpt2"] = "bytes"  # gpt2: the BPE baseline (50257 tokens), with pooling=none
-    gpt2_vocab: int = GPT2_VOCAB  # with tokenizer=gpt2: its first tokens, this many with EOT, the last
-    pooling: Literal["none", "fixed", "space"] = "space"  # none; fixed: every max_patch bytes; space: after each word
+    tokenizer: Literal["bytes", "gpt2"] = (
+        "bytes"  # gpt2: the BPE baseline (50257 tokens), with pooling=none
+    )
+    gpt2_vocab: int = (
+        GPT2_VOCAB  # with tokenizer=gpt2: its first tokens, this many with EOT, the last
+    )
+    pooling: Literal["none", "fixed", "space"] = (
+        "space"  # none; fixed: every max_patch bytes; space: after each word
+    )
     block_size: int = 512  # T: bytes (tokens for gpt2) of context in training
     max_patch: int = 16  # longest patch in bytes; with pooling=fixed the length of every patch
     max_patches: int = 0  # P: patches of context; 0: T (none), T/max_patch (fixed), T/4 (space)
@@ -62,11 +70,15 @@ class ModelConfig:
     n_local_enc: int = 1  # local layers before the trunk
     n_local_dec: int = 2  # local layers after the trunk
     local_reach: int = 4  # bytes that one local layer sees, itself included
-    n_grams: int = 0  # lengths of the hashed n-grams at each byte: the last 2 bytes, the last 3, ...; 0: none
+    n_grams: int = (
+        0  # lengths of the hashed n-grams at each byte: the last 2 bytes, the last 3, ...; 0: none
+    )
     gram_rows: int = 32768  # rows of the table that all of them share
     gram_width: int = 32  # columns of it, projected to E
     n_match: int = 0  # n-gram matches: what followed the last 2 bytes (tokens: 1), 3 (2), 4 (3), 6, ... when last seen
-    canon_reach: int = 1  # trunk positions mixed before attention and before feed-forward (Canon layers); 1: none
+    canon_reach: int = (
+        1  # trunk positions mixed before attention and before feed-forward (Canon layers); 1: none
+    )
     # model: weight tying beyond the embedding
     n_loop: int = 1  # times the trunk runs, with the same weights
     share_ffn: bool = False  # one feed-forward for all trunk layers
@@ -74,25 +86,40 @@ class ModelConfig:
     def __post_init__(self):
         may_be_zero = ("max_patches", "n_local_enc", "n_local_dec", "n_grams", "n_match")
         for key, kind in ((f.name, f.type) for f in dataclasses.fields(ModelConfig)):
-            value, lowest, choices = getattr(self, key), 0 if key in may_be_zero else 1, get_args(kind)
+            value, lowest, choices = (
+                getattr(self, key),
+                0 if key in may_be_zero else 1,
+                get_args(kind),
+            )
             if value not in choices if choices else type(value) is not kind:
-                raise ValueError(f"{key}={value!r} is not {f'one of {choices}' if choices else kind.__name__}")
+                raise ValueError(
+                    f"{key}={value!r} is not {f'one of {choices}' if choices else kind.__name__}"
+                )
             if (kind is int and value < lowest) or (key == "n_match" and value > 16):
-                raise ValueError(f"{key}={value} must be at least {lowest}" + " and at most 16" * (key == "n_match"))
+                raise ValueError(
+                    f"{key}={value} must be at least {lowest}"
+                    + " and at most 16" * (key == "n_match")
+                )
         if self.n_embd % (2 * self.n_head):
-            raise ValueError(f"n_embd={self.n_embd} must be a multiple of 2 * n_head={2 * self.n_head} (rotary pairs)")
+            raise ValueError(
+                f"n_embd={self.n_embd} must be a multiple of 2 * n_head={2 * self.n_head} (rotary pairs)"
+            )
         if self.tokenizer == "gpt2" and self.pooling != "none":
             raise ValueError("tokenizer='gpt2' is the BPE baseline: it needs pooling='none'")
         if not 257 <= self.gpt2_vocab <= GPT2_VOCAB:
             raise ValueError(f"gpt2_vocab={self.gpt2_vocab} must be between 257 and {GPT2_VOCAB}")
         if self.pooling == "none" and self.n_patches < self.block_size:
             both = f"max_patches={self.max_patches} is below block_size={self.block_size}"
-            raise ValueError(f"{both}, but with pooling='none' every byte is a patch: leave it at 0")
+            raise ValueError(
+                f"{both}, but with pooling='none' every byte is a patch: leave it at 0"
+            )
 
     @property
     def match_lengths(self):
         """How many symbols each n-gram match compares."""
-        return [int(2 * 1.5**i) if self.tokenizer == "bytes" else 1 + i for i in range(self.n_match)]
+        return [
+            int(2 * 1.5**i) if self.tokenizer == "bytes" else 1 + i for i in range(self.n_match)
+        ]
 
     @property
     def lookback(self):
@@ -117,7 +144,9 @@ def rotary(positions, head_size):
     """cos and sin of the rotary angles at `positions` (any shape), each (..., 1, head_size)."""
     frequency = 10000 ** -(torch.arange(0, head_size, 2, device=positions.device) / head_size)
     angle = positions[..., None, None] * frequency
-    return torch.cat((angle.cos(), angle.cos()), dim=-1), torch.cat((-angle.sin(), angle.sin()), dim=-1)
+    return torch.cat((angle.cos(), angle.cos()), dim=-1), torch.cat(
+        (-angle.sin(), angle.sin()), dim=-1
+    )
 
 
 def rotate(x, rope):
@@ -130,7 +159,9 @@ def attend(q, k, v, mask=None):
     """Softmax attention, causal if there is no mask: q (B, P, H, D), k and v (B, N, H, D) -> (B, P, H, D)."""
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     dtype = q.dtype
-    if q.device.type == "cpu" and dtype == torch.bfloat16:  # its backward is up to 4 times slower than float32's there
+    if (
+        q.device.type == "cpu" and dtype == torch.bfloat16
+    ):  # its backward is up to 4 times slower than float32's there
         q, k, v = q.float(), k.float(), v.float()
     with torch.autocast(q.device.type, enabled=False):
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
@@ -147,12 +178,18 @@ def patch_parts(x, ends, P):
     """x (B, T, E), ends bool (B, T) -> the last byte of each of the first P patches, (B, P, E), byte 0 where a row has
     fewer; and the sums of their bytes and of those left over, (B, P + 1, E)."""
     B, T, E = x.shape
-    number = (ends.cumsum(dim=1) - ends.long()).clamp(max=P)  # (B, T) the patch that each byte is in
+    number = (ends.cumsum(dim=1) - ends.long()).clamp(
+        max=P
+    )  # (B, T) the patch that each byte is in
     t = torch.arange(T, device=x.device).expand_as(ends)
     slot = number + (P + 1) * torch.arange(B, device=x.device)[:, None]
     # the sums first: with the look-up before them, torch 2.13's compiler loses the look-up's gradient on a CPU
-    sums = x.new_zeros(B * (P + 1), E).index_add(0, slot.flatten(), x.flatten(0, 1)).view(B, P + 1, E)
-    last = torch.zeros(B, P + 1, dtype=torch.long, device=x.device).scatter(1, torch.where(ends, number, P), t)
+    sums = (
+        x.new_zeros(B * (P + 1), E).index_add(0, slot.flatten(), x.flatten(0, 1)).view(B, P + 1, E)
+    )
+    last = torch.zeros(B, P + 1, dtype=torch.long, device=x.device).scatter(
+        1, torch.where(ends, number, P), t
+    )
     return rows_at(x, last[:, :P]), sums
 
 
@@ -161,13 +198,21 @@ def matches(seen, lengths, T, window):
     seen (B, N) -> (B, T, len(lengths)). NONE where they were never seen before, or more than `window` symbols back."""
     longest, key, keys = max(lengths), 0, []
     seen = seen[:, max(0, seen.size(1) - T - window - longest + 1) :]
-    for i in range(longest):  # key j is a hash of the i + 1 symbols that end at j + longest - 1, from the newest back
+    for i in range(
+        longest
+    ):  # key j is a hash of the i + 1 symbols that end at j + longest - 1, from the newest back
         key = key * HASH + seen[:, longest - 1 - i : seen.size(1) - i]  # (may wrap around)
         keys += [key] if i + 1 in lengths else []
     # one sort for all lengths: equal keys then stand side by side, in the order of the text
     key, place = torch.stack(keys, dim=1).sort(dim=2, stable=True)  # (B, len(lengths), keys)
-    seen_before, too_far, n_keys = F.pad(key[..., 1:] == key[..., :-1], (1, 0)), -window - 1, key.size(2)
-    previous = torch.where(seen_before, place.roll(1, dims=2), too_far)  # the place of the same key before this one
+    seen_before, too_far, n_keys = (
+        F.pad(key[..., 1:] == key[..., :-1], (1, 0)),
+        -window - 1,
+        key.size(2),
+    )
+    previous = torch.where(
+        seen_before, place.roll(1, dims=2), too_far
+    )  # the place of the same key before this one
     previous = torch.empty_like(place).scatter(2, place, previous)[..., -T:]
     far = torch.arange(n_keys - T, n_keys, device=seen.device) - previous > window
     followed = seen.gather(1, (previous.clamp(min=0) + longest).flatten(1)).view_as(previous)
@@ -179,12 +224,16 @@ def newest_matches(seen, lengths, T, window):
     seen = seen[:, max(0, seen.size(1) - window - max(lengths)) :]
     last, found = seen.size(1) - T, []
     same, place = True, torch.arange(1, last + 1, device=seen.device)
-    for i in range(max(lengths)):  # same[:, j]: are the i + 1 symbols that end at i + j the newest ones?
+    for i in range(
+        max(lengths)
+    ):  # same[:, j]: are the i + 1 symbols that end at i + j the newest ones?
         same = (seen[:, : last - i] == seen[:, last - i, None]) & (same[:, 1:] if i else same)
         if not same.any():
             break
         if i + 1 in lengths:
-            end = (same * place[i:]).amax(dim=1, keepdim=True)  # 1 + where the newest of them end; 0: nowhere
+            end = (same * place[i:]).amax(
+                dim=1, keepdim=True
+            )  # 1 + where the newest of them end; 0: nowhere
             found.append(torch.where((end > 0) & (end > last - window), seen.gather(1, end), NONE))
     found += [seen.new_full((len(seen), 1), NONE)] * (len(lengths) - len(found))
     return torch.stack(found, dim=2)
@@ -201,7 +250,9 @@ class Past:
         """x (B, N, C) with the layer's last M inputs in front: (B, M + N, C). Of these the newest M are kept."""
         before = next(self.before)
         seen, M = torch.cat((before, x), dim=1), before.size(1)
-        kept = None if self.count is None else self.count[:, None] + torch.arange(M, device=x.device)
+        kept = (
+            None if self.count is None else self.count[:, None] + torch.arange(M, device=x.device)
+        )
         self.after.append(seen[:, x.size(1) :] if kept is None else rows_at(seen, kept))
         return seen
 
@@ -214,8 +265,12 @@ class KeyValueCache:
         """buffers: a (B, N, 2 H, D) for each attention; new patches of `rows` (R,) go into `slots` (R, P)."""
         self.buffers, self.rows, self.slots = iter(buffers), rows, slots
         self.used, self.mask = int(slots.max()) + 1, None
-        if self.used > min(window, slots.size(1)):  # else there is no patch before these: the causal flag is enough
-            back = slots[:, :, None] - torch.arange(self.used, device=slots.device)  # how many patches ago each slot is
+        if self.used > min(
+            window, slots.size(1)
+        ):  # else there is no patch before these: the causal flag is enough
+            back = slots[:, :, None] - torch.arange(
+                self.used, device=slots.device
+            )  # how many patches ago each slot is
             self.mask = ((back >= 0) & (back < window))[:, None]  # (R, 1, P, used)
 
     def extend(self, k, v):
@@ -237,7 +292,11 @@ class Attention(nn.Module):
 
     def forward(self, x, rope, cache=None):
         B, P, C = x.shape
-        qk, v = self.qkv(x).view(B, P, 3 * self.n_head, C // self.n_head).split((2 * self.n_head, self.n_head), dim=2)
+        qk, v = (
+            self.qkv(x)
+            .view(B, P, 3 * self.n_head, C // self.n_head)
+            .split((2 * self.n_head, self.n_head), dim=2)
+        )
         q, k = rotate(norm(qk), rope).to(v.dtype).chunk(2, dim=2)  # (B, P, H, D) each
         if cache is not None:
             k, v = cache.extend(k, v)
@@ -290,7 +349,9 @@ class LocalLayer(nn.Module):
 
 
 class STLM(nn.Module):
-    may_drop = False  # train.py sets it where dropout is wanted; otherwise dropout stays out of the graph
+    may_drop = (
+        False  # train.py sets it where dropout is wanted; otherwise dropout stays out of the graph
+    )
 
     def __init__(self, cfg):
         super().__init__()
@@ -302,7 +363,9 @@ class STLM(nn.Module):
         E = cfg.n_local_embd if self.pooled else cfg.n_embd
         self.embed = nn.Embedding(self.vocab_size, E)
         self.grams = nn.Embedding(cfg.gram_rows, cfg.gram_width) if cfg.n_grams else None
-        self.from_grams = nn.Linear(cfg.n_grams * cfg.gram_width, E, bias=False) if cfg.n_grams else None
+        self.from_grams = (
+            nn.Linear(cfg.n_grams * cfg.gram_width, E, bias=False) if cfg.n_grams else None
+        )
         self.match = nn.Parameter(torch.empty(cfg.n_match, E)) if cfg.n_match else None
         if self.pooled:
             self.encoder = nn.ModuleList(LocalLayer(cfg) for _ in range(cfg.n_local_enc))
@@ -311,8 +374,12 @@ class STLM(nn.Module):
             self.gate = nn.Linear(E, E, bias=False)
             self.decoder = nn.ModuleList(LocalLayer(cfg) for _ in range(cfg.n_local_dec))
         self.attention = nn.ModuleList(Attention(cfg) for _ in range(cfg.n_layer))
-        self.feed_forward = nn.ModuleList(FeedForward(cfg) for _ in range(1 if cfg.share_ffn else cfg.n_layer))
-        n_canon = 2 * cfg.n_layer if cfg.canon_reach > 1 else 0  # before each attention and each feed-forward
+        self.feed_forward = nn.ModuleList(
+            FeedForward(cfg) for _ in range(1 if cfg.share_ffn else cfg.n_layer)
+        )
+        n_canon = (
+            2 * cfg.n_layer if cfg.canon_reach > 1 else 0
+        )  # before each attention and each feed-forward
         self.canon = nn.ModuleList(Canon(cfg.canon_reach, cfg.n_embd) for _ in range(n_canon))
         # tensors that no checkpoint holds; the share to drop is one, so that a schedule changes it without recompiling
         self.register_buffer("is_separator", ~torch.tensor(WORD), persistent=False)
@@ -324,7 +391,9 @@ class STLM(nn.Module):
             if name.endswith(".out.weight") or name == "grams.weight":
                 nn.init.zeros_(p)
             elif isinstance(self.get_submodule(name.rpartition(".")[0]), nn.Embedding):
-                nn.init.normal_(p, std=1 / p.size(1))  # logits start near 0, and the loss near 8 bits
+                nn.init.normal_(
+                    p, std=1 / p.size(1)
+                )  # logits start near 0, and the loss near 8 bits
             else:
                 nn.init.normal_(p, std=p[0].numel() ** -0.5)
 
@@ -338,12 +407,19 @@ class STLM(nn.Module):
         every byte has a finished patch to look at.
         """
         if before is None:
-            before, since = torch.full_like(idx[:, 0], NONE), torch.full_like(idx[:, 0], self.cfg.max_patch - 1)
+            before, since = (
+                torch.full_like(idx[:, 0], NONE),
+                torch.full_like(idx[:, 0], self.cfg.max_patch - 1),
+            )
         if self.cfg.pooling == "space":
-            separator = self.is_separator[torch.cat((before[:, None], idx), dim=1)]  # (NONE is -1: EOT's entry)
+            separator = self.is_separator[
+                torch.cat((before[:, None], idx), dim=1)
+            ]  # (NONE is -1: EOT's entry)
             ends = separator[:, 1:] & ~separator[:, :-1]
         else:
-            ends = torch.full_like(idx, not self.pooled, dtype=torch.bool)  # none: every byte is a patch
+            ends = torch.full_like(
+                idx, not self.pooled, dtype=torch.bool
+            )  # none: every byte is a patch
         # from each of these ends on, every max_patch-th byte ends a patch as well, up to the next one
         t = torch.arange(idx.size(1), device=idx.device).expand_as(idx)
         last = torch.where(ends, t, -1 - since[:, None]).cummax(dim=1).values
@@ -357,7 +433,9 @@ class STLM(nn.Module):
         if self.match is None:
             x = self.embed(idx)
         else:
-            found = (newest_matches if T == 1 else matches)(seen, self.cfg.match_lengths, T, self.cfg.block_size)
+            found = (newest_matches if T == 1 else matches)(
+                seen, self.cfg.match_lengths, T, self.cfg.block_size
+            )
             found = torch.cat((idx[..., None], found), dim=2)  # (B, T, 1 + n_match)
             scale = torch.cat((torch.ones_like(self.match[:1]), self.match))  # (1 + n_match, E)
             if T == 1:
@@ -367,10 +445,15 @@ class STLM(nn.Module):
                 # the embedding, scaled for each of them, and rows of zeros for NONE. There are 64 of these, because on
                 # CUDA the backward adds up all look-ups of a row in one thread.
                 table = (scale[:, None] * self.embed.weight).flatten(0, 1)
-                zeros, t = table.new_zeros(64, table.size(1)), torch.arange(T, device=idx.device)[:, None]
+                zeros, t = (
+                    table.new_zeros(64, table.size(1)),
+                    torch.arange(T, device=idx.device)[:, None],
+                )
                 first = self.vocab_size * torch.arange(len(scale), device=idx.device)
                 rows = torch.where(found == NONE, len(table) + t % 64, found + first)
-                x = F.embedding_bag(rows.flatten(0, 1), torch.cat((table, zeros)), mode="sum").view(B, T, -1)
+                x = F.embedding_bag(rows.flatten(0, 1), torch.cat((table, zeros)), mode="sum").view(
+                    B, T, -1
+                )
         if self.grams is not None:
             x = x + self.from_grams(self.grams(self.gram_indices(seen, T)).flatten(2))
         return self.dropout(F.layer_norm(x, (x.size(-1),)))
@@ -382,7 +465,9 @@ class STLM(nn.Module):
             key = key + (seen[:, N - T - i : N - i] + 1) * power
             power = (power * HASH + 2**63) % 2**64 - 2**63  # wraps around, as int64 does
             keys.append(key)
-        hashed = (torch.stack(keys[1:], dim=-1) * 2654435761) & 0xFFFFFFFF  # Knuth's multiplicative hash: 32 bits
+        hashed = (
+            torch.stack(keys[1:], dim=-1) * 2654435761
+        ) & 0xFFFFFFFF  # Knuth's multiplicative hash: 32 bits
         return (hashed * self.cfg.gram_rows) >> 32  # from 0 to gram_rows - 1
 
     def dropout(self, x):
@@ -434,8 +519,12 @@ class STLM(nn.Module):
             P = min(P, 32 * math.ceil(int(ends.sum(dim=1).max()) / 32))
         last, sums = patch_parts(x, ends, P)
         pooled = self.pool_patches(last, sums[:, :P])
-        z = self.trunk(pooled, torch.arange(P, device=idx.device))  # (slots without a patch come last: unseen)
-        newest = (ends.cumsum(dim=1) - 1).clamp(max=P - 1)  # (B, T) the newest finished patch of each byte
+        z = self.trunk(
+            pooled, torch.arange(P, device=idx.device)
+        )  # (slots without a patch come last: unseen)
+        newest = (ends.cumsum(dim=1) - 1).clamp(
+            max=P - 1
+        )  # (B, T) the newest finished patch of each byte
         x = norm(self.local(self.decoder, self.mix(x, rows_at(self.unpool(z), newest))))
         return (x, (pooled, z, newest[:, -1] + 1)) if return_patches else x
 
@@ -452,7 +541,12 @@ class STLM(nn.Module):
         States can be kept: going back to an earlier one takes back what was read since. Only one way of going on from a
         state is good at a time (new keys and values are written in place); `rows_of` makes copies.
         """
-        cfg, weight, runs, E = self.cfg, self.embed.weight, self.cfg.n_layer * self.cfg.n_loop, self.cfg.n_local_embd
+        cfg, weight, runs, E = (
+            self.cfg,
+            self.embed.weight,
+            self.cfg.n_layer * self.cfg.n_loop,
+            self.cfg.n_local_embd,
+        )
         zeros = lambda *shape: weight.new_zeros(n_texts, *shape)  # noqa: E731
         zero = torch.zeros(n_texts, dtype=torch.long, device=weight.device)
         return {
@@ -472,7 +566,9 @@ class STLM(nn.Module):
         """Read the next symbols of each text, idx (B, S >= 1). Returns (B, S, E), before the head, or with `last` only
         the last symbol's (B, 1, E); and the new state."""
         parts = []
-        for part in idx.split(self.cfg.block_size, dim=1):  # memory grows with the square of a part's length
+        for part in idx.split(
+            self.cfg.block_size, dim=1
+        ):  # memory grows with the square of a part's length
             x, state = self._read(part, state)
             parts = [x[:, -1:]] if last else [*parts, x]
         return torch.cat(parts, dim=1), state
@@ -496,7 +592,11 @@ class STLM(nn.Module):
         patch = rows_at(torch.cat((state["patch"], self.unpool(z)), dim=1), number)
         x = norm(self.local(self.decoder, self.mix(x, patch), decoder_past))
         unfinished = rows_at(sums, number[:, -1:])[:, 0]
-        return x, state | {"sum": unfinished, "patch": patch[:, -1:], "local": encoder_past.after + decoder_past.after}
+        return x, state | {
+            "sum": unfinished,
+            "patch": patch[:, -1:],
+            "local": encoder_past.after + decoder_past.after,
+        }
 
     def read_patches(self, z, count, state):
         """The trunk over the next patches of each text: z (B, P, C), of which a row's first count (B,) are real."""
@@ -506,10 +606,23 @@ class STLM(nn.Module):
         state = self.make_room(state, z.size(1))
         new = torch.arange(z.size(1), device=z.device)
         past = Past([x[rows] for x in state["canon"]], count[rows] if len(new) > 1 else None)
-        cache = KeyValueCache(state["keys_values"], rows, state["cached"][rows, None] + new, self.cfg.n_patches)
-        z = z.index_copy(0, rows, self.trunk(z[rows], state["patches"][rows, None] + new, past, cache).to(z.dtype))
-        canon = [x.index_copy(0, rows, after) for x, after in zip(state["canon"], past.after, strict=True)]
-        return z, state | {"canon": canon, "patches": state["patches"] + count, "cached": state["cached"] + count}
+        cache = KeyValueCache(
+            state["keys_values"], rows, state["cached"][rows, None] + new, self.cfg.n_patches
+        )
+        z = z.index_copy(
+            0,
+            rows,
+            self.trunk(z[rows], state["patches"][rows, None] + new, past, cache).to(z.dtype),
+        )
+        canon = [
+            x.index_copy(0, rows, after)
+            for x, after in zip(state["canon"], past.after, strict=True)
+        ]
+        return z, state | {
+            "canon": canon,
+            "patches": state["patches"] + count,
+            "cached": state["cached"] + count,
+        }
 
     def make_room(self, state, P):
         """The state with room for the keys and values of P more patches; those outside the window are dropped."""
@@ -531,7 +644,16 @@ class STLM(nn.Module):
         return F.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
 
     @torch.inference_mode()
-    def generate(self, prompt=b"", max_new=500, temperature=1.0, top_k=0, top_p=1.0, generator=None, stop=True):
+    def generate(
+        self,
+        prompt=b"",
+        max_new=500,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        generator=None,
+        stop=True,
+    ):
         """Yield the symbols that follow the prompt, one by one: of bytes, `bytes(model.generate(b"def "))` is the text.
 
         `prompt` is one text (bytes, str for its UTF-8, or symbols as a list of ints) or a list of texts; for several,
@@ -539,18 +661,30 @@ class STLM(nn.Module):
         takes the most likely; top_k > 0 and top_p < 1 (arXiv 1904.09751) leave out the unlikely; `stop` ends a text at
         EOT. Random numbers come from `generator` (a CPU torch.Generator), or the global one.
         """
-        for key, value, low in (("max_new", max_new, 0), ("temperature", temperature, 0), ("top_k", top_k, 0)):
+        for key, value, low in (
+            ("max_new", max_new, 0),
+            ("temperature", temperature, 0),
+            ("top_k", top_k, 0),
+        ):
             if not value >= low:
                 raise ValueError(f"{key}={value} must be at least {low}")
         if not 0 < top_p <= 1:
             raise ValueError(f"top_p={top_p} must be above 0 and at most 1")
-        several = isinstance(prompt, list) and len(prompt) > 0 and not hasattr(prompt[0], "__index__")
-        texts = [text.encode() if isinstance(text, str) else text for text in (prompt if several else [prompt])]
+        several = (
+            isinstance(prompt, list) and len(prompt) > 0 and not hasattr(prompt[0], "__index__")
+        )
+        texts = [
+            text.encode() if isinstance(text, str) else text
+            for text in (prompt if several else [prompt])
+        ]
         if self.cfg.tokenizer != "bytes" and any(isinstance(text, bytes) for text in texts):
             raise ValueError("a BPE model reads tokens: data.encode(model.cfg, text) gives them")
         texts = [[self.eot, *text] for text in texts]
         ends = [len(text) + max_new for text in texts]
-        state, t = self.start(len(texts)), min(map(len, texts))  # the first t symbols are read at once
+        state, t = (
+            self.start(len(texts)),
+            min(map(len, texts)),
+        )  # the first t symbols are read at once
         idx = torch.tensor([text[:t] for text in texts])
         while t < max(ends):
             x, state = self.read(idx.to(self.embed.weight.device), state, last=True)
@@ -574,7 +708,10 @@ class STLM(nn.Module):
             model = cls(cfg)
         model.load_state_dict(weights, assign=True)
         device = model.embed.weight.device
-        model.is_separator, model.drop = ~torch.tensor(WORD, device=device), torch.zeros((), device=device)
+        model.is_separator, model.drop = (
+            ~torch.tensor(WORD, device=device),
+            torch.zeros((), device=device),
+        )
         return model.eval()
 
     @classmethod
@@ -587,8 +724,15 @@ class STLM(nn.Module):
             if not folder.exists() and not folder.parent.exists():
                 from huggingface_hub import snapshot_download
 
-                folder = Path(snapshot_download(str(name), allow_patterns=["config.json", "model.safetensors"]))
-            config, stored = json.loads((folder / "config.json").read_bytes()), load_file(folder / "model.safetensors")
+                folder = Path(
+                    snapshot_download(
+                        str(name), allow_patterns=["config.json", "model.safetensors"]
+                    )
+                )
+            config, stored = (
+                json.loads((folder / "config.json").read_bytes()),
+                load_file(folder / "model.safetensors"),
+            )
             about, cfg = dict(config.pop("about", {})), ModelConfig(**config)
             if max(cfg.n_layer, cfg.n_local_enc, cfg.n_local_dec) > len(stored):
                 raise ValueError("config.json has more layers than model.safetensors")
@@ -601,7 +745,9 @@ class STLM(nn.Module):
                 raise ValueError("its weights are not finite")
         except Exception as e:
             why = " ".join(str(e).split())[:300]
-            raise ValueError(f"no model in {name} (a folder here, or USER/NAME on the Hub): {why}") from None
+            raise ValueError(
+                f"no model in {name} (a folder here, or USER/NAME on the Hub): {why}"
+            ) from None
         model.about = about
         return model
 
@@ -617,13 +763,21 @@ class STLM(nn.Module):
             if bits >= 16 or "canon" in key or key == "match":
                 tensors[key] = w.to(torch.float32 if bits == 32 else torch.bfloat16)
             else:
-                tensors[key], tensors[f"{key}.scale"] = pack(w, 8 if key == "embed.weight" else bits)
+                tensors[key], tensors[f"{key}.scale"] = pack(
+                    w, 8 if key == "embed.weight" else bits
+                )
         config = {f.name: getattr(self.cfg, f.name) for f in dataclasses.fields(ModelConfig)}
         folder.mkdir(parents=True, exist_ok=True)
         (new := folder / "model.safetensors.tmp").write_bytes(save(tensors))
-        new.replace(folder / "model.safetensors")  # (the old file may be what loaded weights are still read from)
-        (folder / "config.json").write_text(json.dumps(config | {"about": self.about | {"bits": bits}}, indent=1))
-        (folder / "README.md").write_text(card or "`STLM.from_pretrained` in model.py loads it.", encoding="utf-8")
+        new.replace(
+            folder / "model.safetensors"
+        )  # (the old file may be what loaded weights are still read from)
+        (folder / "config.json").write_text(
+            json.dumps(config | {"about": self.about | {"bits": bits}}, indent=1)
+        )
+        (folder / "README.md").write_text(
+            card or "`STLM.from_pretrained` in model.py loads it.", encoding="utf-8"
+        )
         (folder / "model.py").write_bytes(Path(__file__).read_bytes())
 
     def push_to_hub(self, name, bits=32, card=""):
@@ -638,9 +792,16 @@ class STLM(nn.Module):
 
 def pack(w, bits):
     """A matrix as whole numbers in groups, and each group's scale. 8 bits: by row; 4: by 64 weights, two in a byte."""
-    groups, most = w if bits == 8 else F.pad(w.flatten(), (0, -w.numel() % 64)).view(-1, 64), 2 ** (bits - 1)
-    scale = (groups.gather(1, groups.abs().argmax(dim=1, keepdim=True)) / -most).half()  # the extreme becomes -most
-    whole = (groups / scale.float().where(scale != 0, 1)).round().clamp(-most, most - 1).to(torch.int8)
+    groups, most = (
+        w if bits == 8 else F.pad(w.flatten(), (0, -w.numel() % 64)).view(-1, 64),
+        2 ** (bits - 1),
+    )
+    scale = (
+        groups.gather(1, groups.abs().argmax(dim=1, keepdim=True)) / -most
+    ).half()  # the extreme becomes -most
+    whole = (
+        (groups / scale.float().where(scale != 0, 1)).round().clamp(-most, most - 1).to(torch.int8)
+    )
     return whole if bits == 8 else ((whole[:, ::2] + 8) * 16 + whole[:, 1::2] + 8).byte(), scale
 
 
@@ -648,7 +809,12 @@ def unpack(whole, scale, shape):
     """The inverse of `pack`; the split drops the padding."""
     if whole.dtype == torch.uint8:
         whole = torch.stack((whole >> 4, whole & 15), dim=2).flatten(1) - 8.0
-    return (whole * scale.float()).flatten().split((shape.numel(), -shape.numel() % whole.size(1)))[0].view(shape)
+    return (
+        (whole * scale.float())
+        .flatten()
+        .split((shape.numel(), -shape.numel() % whole.size(1)))[0]
+        .view(shape)
+    )
 
 
 def rows_of(state, rows):
@@ -665,5 +831,7 @@ def sample(logits, temperature=1.0, top_k=0, top_p=1.0, generator=None):
     p, order = p.sort(dim=1, descending=True)
     if top_k:
         p[:, top_k:] = 0
-    p[p.cumsum(1) - p >= top_p * p.sum(1, keepdim=True)] = 0  # the smallest set that holds top_p of what is left
+    p[p.cumsum(1) - p >= top_p * p.sum(1, keepdim=True)] = (
+        0  # the smallest set that holds top_p of what is left
+    )
     return order.gather(1, torch.multinomial(p, 1, generator=generator))[:, 0].tolist()

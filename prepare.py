@@ -44,9 +44,13 @@ class PrepareConfig:
     # what comes out
     name: str = ""  # of the folder in data_dir; empty: from the first source
     tokenizer: Literal["bytes", "gpt2"] = "bytes"  # gpt2: token ids for the BPE baselines
-    gpt2_vocab: int = GPT2_VOCAB  # with tokenizer=gpt2: its first tokens, this many with EOT, the last
+    gpt2_vocab: int = (
+        GPT2_VOCAB  # with tokenizer=gpt2: its first tokens, this many with EOT, the last
+    )
     data_dir: str = "data"  # where datasets live
-    overwrite: bool = False  # make it anew if it is there; the old one stays until the new one is complete
+    overwrite: bool = (
+        False  # make it anew if it is there; the old one stays until the new one is complete
+    )
     # what goes in
     val: str = ""  # source of the validation split; empty: its own, or by val_fraction
     val_fraction: float = 0.1  # share of the text that is held out
@@ -95,8 +99,12 @@ class Split:
                 self._write(piece)
                 continue
             waiting += piece
-            if len(waiting) > 1 << 20:  # no token spans a space between letters: a long document is encoded in parts
-                cut = max((m.end() for m in re.finditer(rb"[A-Za-z](?= [A-Za-z])", waiting)), default=0)
+            if (
+                len(waiting) > 1 << 20
+            ):  # no token spans a space between letters: a long document is encoded in parts
+                cut = max(
+                    (m.end() for m in re.finditer(rb"[A-Za-z](?= [A-Za-z])", waiting)), default=0
+                )
                 self._write(self.encoding.encode_ordinary(waiting[:cut].decode()))
                 waiting = waiting[cut:]
         if waiting:
@@ -113,8 +121,15 @@ class Split:
     def close(self):
         self.file.close()
         sha256 = self.hash.hexdigest()
-        info = {"documents": self.documents, "bytes": self.bytes, "symbols": self.symbols, "sha256": sha256}
-        return info | ({"text_sha256": self.text_hash.hexdigest()} if self.encoding else {})  # (bytes are the text)
+        info = {
+            "documents": self.documents,
+            "bytes": self.bytes,
+            "symbols": self.symbols,
+            "sha256": sha256,
+        }
+        return info | (
+            {"text_sha256": self.text_hash.hexdigest()} if self.encoding else {}
+        )  # (bytes are the text)
 
 
 def fill(train, val, sources, val_sources, cap, val_fraction):
@@ -145,13 +160,18 @@ def fill(train, val, sources, val_sources, cap, val_fraction):
             if document_hash <= val_fraction and val.bytes + size <= VAL_CAP:
                 in_val.add(document_hash)
                 val.add(pieces)
-            elif document_hash not in in_val:  # a copy of a val document must not land in train once val is full
+            elif (
+                document_hash not in in_val
+            ):  # a copy of a val document must not land in train once val is full
                 train.add(pieces)
         left -= size
     if val_sources:
         return "a validation split of its own", lowest
     if by_position:
-        return f"{len(first)} documents, fewer than {FEW}: each cut at {1 - val_fraction:g} of its length", lowest
+        return (
+            f"{len(first)} documents, fewer than {FEW}: each cut at {1 - val_fraction:g} of its length",
+            lowest,
+        )
     return f"by the hash of each document, {val_fraction:.3g} of them to val", lowest
 
 
@@ -195,22 +215,33 @@ def human(n):
 
 def main(argv=None):
     listing = "".join(f"\n  {name}".ljust(30) + f" {what}" for name, (*_, what) in PRESETS.items())
-    cfg, words = parse(PrepareConfig, sys.argv[1:] if argv is None else argv, f"{__doc__}\npresets{listing}")
+    cfg, words = parse(
+        PrepareConfig, sys.argv[1:] if argv is None else argv, f"{__doc__}\npresets{listing}"
+    )
     words = words or ["stdlib"]
     stem = Path(words[0] if "//" in words[0] else words[0].partition(":")[0]).stem
-    name = cfg.name or (re.sub(r"^\W+|[^\w.+-]", "", stem) or "text") + "-gpt2" * (cfg.tokenizer == "gpt2")
+    name = cfg.name or (re.sub(r"^\W+|[^\w.+-]", "", stem) or "text") + "-gpt2" * (
+        cfg.tokenizer == "gpt2"
+    )
     name += f"-{cfg.gpt2_vocab}" * (not cfg.name and cfg.gpt2_vocab != GPT2_VOCAB)
     out = Path(cfg.data_dir) / name
     asked = {"sources": words, "val_source": cfg.val or None, "tokenizer": cfg.tokenizer}
-    asked |= {key: getattr(cfg, key) for key in ("max_bytes", "val_fraction", "text_column", "errors", "gpt2_vocab")}
+    asked |= {
+        key: getattr(cfg, key)
+        for key in ("max_bytes", "val_fraction", "text_column", "errors", "gpt2_vocab")
+    }
     if (out / "meta.json").is_file() and not cfg.overwrite:
         meta = read_meta(out)
         for key, value in asked.items():
             if meta.get(key, value) != value:
                 ways = "--overwrite makes it anew, --name=OTHER keeps both"
-                raise ValueError(f"{out} is there already, with {key}={meta[key]!r}, not {value!r}: {ways}")
+                raise ValueError(
+                    f"{out} is there already, with {key}={meta[key]!r}, not {value!r}: {ways}"
+                )
         sizes = f"train {human(meta['train']['bytes'])}, val {human(meta['val']['bytes'])}"
-        print(f"{out} is there already ({sizes} from {', '.join(meta['sources'])}): kept; --overwrite makes it anew")
+        print(
+            f"{out} is there already ({sizes} from {', '.join(meta['sources'])}): kept; --overwrite makes it anew"
+        )
         return
     if out.exists() and not (out / "meta.json").is_file():
         raise ValueError(f"{out} is there and is no dataset: choose another --name")
@@ -218,22 +249,33 @@ def main(argv=None):
     val_sources = [Source(cfg.val, cfg)] if cfg.val else [v for s in sources if (v := s.val())]
     ours, theirs = ({p.resolve() for s in side for p in s.files} for side in (sources, val_sources))
     if ours & theirs:
-        raise ValueError(f"--val={cfg.val} is part of the training text: give another source, or leave --val out")
+        raise ValueError(
+            f"--val={cfg.val} is part of the training text: give another source, or leave --val out"
+        )
     known = [s.size for s in sources + val_sources]
     total = None if None in known else sum(known)
     cap = cfg.max_bytes or (HUB_CAP if any(s.remote for s in sources) else 0)
     files = sum(len(s.files) for s in sources)
     most = f", of which at most {human(cap)}" if cap and cap < (total or cap + 1) else ""
-    print(f"reads {', '.join(words)}" + f" ({files} files)" * (files > 1) + f": {human(total)}{most}")
-    print(f"writes {out}: train.bin, val.bin, meta.json" + f" ({cfg.tokenizer} tokens)" * (cfg.tokenizer != "bytes"))
+    print(
+        f"reads {', '.join(words)}" + f" ({files} files)" * (files > 1) + f": {human(total)}{most}"
+    )
+    print(
+        f"writes {out}: train.bin, val.bin, meta.json"
+        + f" ({cfg.tokenizer} tokens)" * (cfg.tokenizer != "bytes")
+    )
     total = min(total, cap) if total and cap else total
     if cfg.tokenizer == "gpt2":
-        with one_line("tiktoken's gpt2 encoding (TIKTOKEN_CACHE_DIR can name a folder that holds its files)"):
+        with one_line(
+            "tiktoken's gpt2 encoding (TIKTOKEN_CACHE_DIR can name a folder that holds its files)"
+        ):
             cfg.encoding()
     Path(cfg.data_dir).mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(cfg.data_dir).free
     if total and total > free:
-        raise ValueError(f"the disk of {cfg.data_dir} has {human(free)} free, this needs about {human(total)}")
+        raise ValueError(
+            f"the disk of {cfg.data_dir} has {human(free)} free, this needs about {human(total)}"
+        )
     work = out.with_name(f".{name}.tmp")
     old = work.with_name(f"{work.name}-old")
 
@@ -243,8 +285,13 @@ def main(argv=None):
         for stale in (work, old):
             shutil.rmtree(stale, ignore_errors=True)
 
-    terminated = signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` cleans up as Ctrl-C does
-    with lock(out.with_name(f".{name}.lock"), f"{out} is being prepared by another process: wait until it has ended"):
+    terminated = signal.signal(
+        signal.SIGTERM, signal.default_int_handler
+    )  # `kill` cleans up as Ctrl-C does
+    with lock(
+        out.with_name(f".{name}.lock"),
+        f"{out} is being prepared by another process: wait until it has ended",
+    ):
         try:
             sweep()
             work.mkdir()
@@ -260,13 +307,18 @@ def main(argv=None):
         except OSError as e:
             if e.errno != errno.ENOSPC:
                 raise
-            raise ValueError(f"the disk of {cfg.data_dir} is full ({human(free)} were free at the start)") from None
+            raise ValueError(
+                f"the disk of {cfg.data_dir} is full ({human(free)} were free at the start)"
+            ) from None
         finally:
             sweep()
             signal.signal(signal.SIGTERM, terminated)
     said = " config/bpe_50m.py" * (cfg.tokenizer == "gpt2") + f" --dataset={name}"
     said += f" --gpt2_vocab={cfg.gpt2_vocab}" * (cfg.gpt2_vocab != GPT2_VOCAB)
-    symbols, context = info["train"]["symbols"], load_file(Config, "config/demo.py")[0]["block_size"]
+    symbols, context = (
+        info["train"]["symbols"],
+        load_file(Config, "config/demo.py")[0]["block_size"],
+    )
     if symbols <= context:
         print(
             f"{symbols} symbols to train on are fewer than config/demo.py reads at once, {context}: give more text, or"
@@ -278,28 +330,51 @@ def main(argv=None):
 def write(work, words, sources, val_sources, cfg, cap, total):
     """Fill `work` with train.bin and val.bin. Returns what meta.json says of them."""
     val_fraction = cfg.val_fraction
-    packed = any(p.suffix in (".parquet", ".gz") for s in sources for p in s.files)  # text is several times its size
+    packed = any(
+        p.suffix in (".parquet", ".gz") for s in sources for p in s.files
+    )  # text is several times its size
     for _ in range(2):
-        with tqdm(total=None if packed else total, unit="B", unit_scale=True, desc=words[0][-20:], disable=None) as bar:
-            splits = {split: Split(work / f"{split}.bin", cfg.encoding(), bar) for split in ("train", "val")}
+        with tqdm(
+            total=None if packed else total,
+            unit="B",
+            unit_scale=True,
+            desc=words[0][-20:],
+            disable=None,
+        ) as bar:
+            splits = {
+                split: Split(work / f"{split}.bin", cfg.encoding(), bar)
+                for split in ("train", "val")
+            }
             try:
-                rule, lowest = fill(splits["train"], splits["val"], sources, val_sources, cap, val_fraction)
+                rule, lowest = fill(
+                    splits["train"], splits["val"], sources, val_sources, cap, val_fraction
+                )
             finally:
                 info = {split: s.close() for split, s in splits.items()}
         if info["val"]["bytes"] or lowest == 1:
             break
-        val_fraction = lowest  # no document fell on val's side: once more, with the lowest hash there
+        val_fraction = (
+            lowest  # no document fell on val's side: once more, with the lowest hash there
+        )
     kinds = sum((s.left_out for s in sources + val_sources), Counter())
-    left_out = "left out: " + ", ".join(f"{n:,} {kind}" for kind, n in sorted(kinds.items())) if kinds else ""
+    left_out = (
+        "left out: " + ", ".join(f"{n:,} {kind}" for kind, n in sorted(kinds.items()))
+        if kinds
+        else ""
+    )
     if not info["train"]["bytes"] + info["val"]["bytes"]:
-        raise ValueError(f"there is no text in {', '.join(words)}" + f" ({left_out})" * bool(left_out))
+        raise ValueError(
+            f"there is no text in {', '.join(words)}" + f" ({left_out})" * bool(left_out)
+        )
     for split, other in (("train", "val"), ("val", "train")):
         if not info[split]["bytes"]:
             ways = "give more text, another --val_fraction, or --val=SOURCE"
             raise ValueError(f"all the text falls into {other}: {ways}")
     print(f"split: {rule}" + f"\n{left_out}" * bool(left_out))
     for split in ("train", "val"):
-        print(f"{split}: {info[split]['documents']:,} documents, {info[split]['bytes']:,} bytes of text")
+        print(
+            f"{split}: {info[split]['documents']:,} documents, {info[split]['bytes']:,} bytes of text"
+        )
     dtype, vocab_size = ("uint8", 256) if cfg.tokenizer == "bytes" else ("uint16", cfg.gpt2_vocab)
     return {"split": rule, "dtype": dtype, "vocab_size": vocab_size} | info
 

@@ -25,9 +25,13 @@ from lib.machine import pick_device
 @dataclass
 class SampleConfig:
     # model
-    model: str = ""  # a run's folder, a shared one, or USER/NAME on the Hub; empty: the newest under out/
+    model: str = (
+        ""  # a run's folder, a shared one, or USER/NAME on the Hub; empty: the newest under out/
+    )
     out_dir: str = ""  # another name of model
-    weights: Literal["best", "last"] = "best"  # of the run: those of the lowest val loss, or the newest
+    weights: Literal["best", "last"] = (
+        "best"  # of the run: those of the lowest val loss, or the newest
+    )
     device: str = "auto"  # auto: cuda, else mps, else cpu
     # text
     prompt: str = ""  # what to go on from; empty: the start of a document
@@ -60,29 +64,48 @@ class SampleConfig:
 def main(argv=None):
     cfg, words = parse(SampleConfig, sys.argv[1:] if argv is None else argv, __doc__)
     if words:
-        raise ValueError(f"what is {words[0]!r}? Say --prompt={words[0]!r} to go on from it; see --help")
+        raise ValueError(
+            f"what is {words[0]!r}? Say --prompt={words[0]!r} to go on from it; see --help"
+        )
     try:
         prompt = cfg.prompt.encode()
     except UnicodeEncodeError as e:  # (bytes that are not UTF-8 arrive as surrogates)
-        raise ValueError(f"prompt is not UTF-8: its character {e.start} is {cfg.prompt[e.start]!r}") from None
+        raise ValueError(
+            f"prompt is not UTF-8: its character {e.start} is {cfg.prompt[e.start]!r}"
+        ) from None
     if cfg.prompt_file:
         prompt = read_utf8(cfg.prompt_file, "prompt_file")
     device = pick_device(cfg.device)[0]
-    model, checkpoint, path = load_run(cfg.model or cfg.out_dir or newest_run(), cfg.weights, device)
-    if device.type == "cpu":  # a byte is little work: threads wait for each other, on a busy machine ten times as long
+    model, checkpoint, path = load_run(
+        cfg.model or cfg.out_dir or newest_run(), cfg.weights, device
+    )
+    if (
+        device.type == "cpu"
+    ):  # a byte is little work: threads wait for each other, on a busy machine ten times as long
         torch.set_num_threads(1)
     parameters = sum(p.numel() for p in model.parameters())
-    print(f"{path}: step {checkpoint['step']}, {parameters:,} parameters, {device}", file=sys.stderr)
+    print(
+        f"{path}: step {checkpoint['step']}, {parameters:,} parameters, {device}", file=sys.stderr
+    )
     sys.stdout.reconfigure(encoding="utf-8")
     generator = torch.Generator().manual_seed(cfg.seed)
     for i in range(cfg.num_samples):
         if i:
             print(f"--- sample {i + 1} ---", file=sys.stderr)
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a character may arrive in four pieces
+        decoder = codecs.getincrementaldecoder("utf-8")(
+            "replace"
+        )  # a character may arrive in four pieces
         print(decoder.decode(prompt), end="", flush=True)
         start, n = time.perf_counter(), 0
-        choice = {"temperature": cfg.temperature, "top_k": cfg.top_k, "top_p": cfg.top_p, "generator": generator}
-        for symbol in model.generate(encode(model.cfg, prompt), cfg.max_new_bytes, stop=cfg.stop, **choice):
+        choice = {
+            "temperature": cfg.temperature,
+            "top_k": cfg.top_k,
+            "top_p": cfg.top_p,
+            "generator": generator,
+        }
+        for symbol in model.generate(
+            encode(model.cfg, prompt), cfg.max_new_bytes, stop=cfg.stop, **choice
+        ):
             piece = decode(model.cfg, [symbol])
             n += len(piece)
             print(decoder.decode(piece), end="", flush=True)

@@ -29,13 +29,28 @@ from lib.data import Data, newest_dataset
 from lib.files import load_checkpoint
 from lib.machine import Machine
 from lib.objectives import make_objective
-from lib.optim import load_optimizers, make_optimizers, prepare_for_training, set_schedules, train_step
+from lib.optim import (
+    load_optimizers,
+    make_optimizers,
+    prepare_for_training,
+    set_schedules,
+    train_step,
+)
 from lib.run import OF_A_RUN, Run
 from model import STLM, ModelConfig
 
 # On resume a command may change these of the run's knobs, and those that are its own.
 MAY_CHANGE = {"max_steps", "max_seconds", "eval_interval", "eval_bytes", "log_interval"}
-MAY_CHANGE |= {"device", "compile", "data_dir", "micro_batch", "muon_lr", "adam_lr", "play_lr", "teacher"}
+MAY_CHANGE |= {
+    "device",
+    "compile",
+    "data_dir",
+    "micro_batch",
+    "muon_lr",
+    "adam_lr",
+    "play_lr",
+    "teacher",
+}
 OF_THE_COMMAND = {"out_dir", "resume", "overwrite", "init_from", "wandb"}
 
 
@@ -43,10 +58,14 @@ def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
     cfg, words = parse(Config, argv, __doc__, "config/demo.py", either=("max_steps", "max_seconds"))
     if words:
-        raise ValueError(f"what is {words[0]!r}? The config file ends in .py, every knob is --key=value; see --help")
+        raise ValueError(
+            f"what is {words[0]!r}? The config file ends in .py, every knob is --key=value; see --help"
+        )
     out = Path(cfg.out_dir)
     in_use = f"{out} is in use by another run: wait until it has ended, or give another --out_dir"
-    with files.lock(out.with_name(f".{out.name}.lock{os.environ.get('RANK', '').lstrip('0')}"), in_use):
+    with files.lock(
+        out.with_name(f".{out.name}.lock{os.environ.get('RANK', '').lstrip('0')}"), in_use
+    ):
         return train(cfg, argv)
 
 
@@ -71,7 +90,9 @@ def train(cfg, argv):
     if checkpoint:
         load_optimizers(optimizers, checkpoint["optimizers"])
     run.start_clock()  # races count the time to compile
-    model, compiled = prepare_for_training(objective, machine, cfg.compile, batches.micro_batch, cfg.block_size)
+    model, compiled = prepare_for_training(
+        objective, machine, cfg.compile, batches.micro_batch, cfg.block_size
+    )
     run.stop_clock()
     run.begin(argv, raw_model, objective, optimizers, batches, compiled)
 
@@ -80,11 +101,19 @@ def train(cfg, argv):
 
     with run:
         while not run.done():
-            lr_scale = set_schedules(raw_model, optimizers, cfg, run.progress(), run.compiled_share())
-            if cfg.dropout or cfg.objective == "masked":  # both follow from seed and step: resuming needs no state
-                torch.manual_seed(((cfg.seed * 1_000_003 + run.step) * machine.world + machine.rank) % 2**63)
+            lr_scale = set_schedules(
+                raw_model, optimizers, cfg, run.progress(), run.compiled_share()
+            )
+            if (
+                cfg.dropout or cfg.objective == "masked"
+            ):  # both follow from seed and step: resuming needs no state
+                torch.manual_seed(
+                    ((cfg.seed * 1_000_003 + run.step) * machine.world + machine.rank) % 2**63
+                )
             batch, autocast, progress = batches.at(run.step), machine.autocast, run.progress()
-            loss, norm = train_step(model, optimizers, batch, batches.micro_batch, autocast, cfg.grad_clip, progress)
+            loss, norm = train_step(
+                model, optimizers, batch, batches.micro_batch, autocast, cfg.grad_clip, progress
+            )
             run.tick()
 
             # watching it
@@ -94,7 +123,9 @@ def train(cfg, argv):
             if pause:
                 run.stop_clock()
                 run.save(run.last_path)
-                if not run.interrupted:  # the best weights are those of the lowest of these evaluations
+                if (
+                    not run.interrupted
+                ):  # the best weights are those of the lowest of these evaluations
                     run.evaluate(val_data)
                 run.start_clock()
 
@@ -115,13 +146,19 @@ def go_on_or_start(cfg, may_change=MAY_CHANGE):
             ways = "--resume goes on with it, --overwrite throws it away, --out_dir=DIR avoids it"
             raise ValueError(f"{cfg.out_dir} already holds a run ({there[0]}): {ways}")
         if there and "run.json" not in there:
-            raise ValueError(f"{cfg.out_dir}/{there[0]} is of no run, so it stays: give another --out_dir")
+            raise ValueError(
+                f"{cfg.out_dir}/{there[0]} is of no run, so it stays: give another --out_dir"
+            )
         if cfg.init_from and Path(cfg.init_from).resolve() == Path(cfg.out_dir).resolve():
-            raise ValueError(f"init_from={cfg.init_from} would be thrown away for out_dir: give another --out_dir")
+            raise ValueError(
+                f"init_from={cfg.init_from} would be thrown away for out_dir: give another --out_dir"
+            )
         return cfg, None
     checkpoint = load_checkpoint(path)
     if ("play_lr" in checkpoint["config"]) != hasattr(cfg, "play_lr"):
-        raise ValueError(f"{path} is of {'train.py' if hasattr(cfg, 'play_lr') else 'selfplay.py'}: resume with that")
+        raise ValueError(
+            f"{path} is of {'train.py' if hasattr(cfg, 'play_lr') else 'selfplay.py'}: resume with that"
+        )
     old = build(type(cfg), files.known_values(checkpoint["config"], type(cfg), path), path)
     for key in sorted(cfg.explicit - may_change - OF_THE_COMMAND):
         if getattr(cfg, key) != getattr(old, key):
@@ -138,7 +175,9 @@ def find_dataset(cfg, run):
         return
     cfg.dataset = newest_dataset(cfg)
     if cfg.dataset:
-        run.say(f"dataset={cfg.dataset}, the newest in {cfg.data_dir} for tokenizer={cfg.tokenizer}")
+        run.say(
+            f"dataset={cfg.dataset}, the newest in {cfg.data_dir} for tokenizer={cfg.tokenizer}"
+        )
     elif cfg.tokenizer == "bytes" and run.machine.world == 1:
         import prepare
 
@@ -147,7 +186,9 @@ def find_dataset(cfg, run):
         cfg.dataset = "stdlib"
     else:
         how = f" SOURCE --tokenizer=gpt2 --gpt2_vocab={cfg.gpt2_vocab}" * (cfg.tokenizer == "gpt2")
-        raise ValueError(f"no dataset for {cfg.tokenizer} in {cfg.data_dir}: python prepare.py{how} makes one")
+        raise ValueError(
+            f"no dataset for {cfg.tokenizer} in {cfg.data_dir}: python prepare.py{how} makes one"
+        )
 
 
 class Batches:
@@ -165,9 +206,13 @@ class Batches:
         if rest or self.n_rows % world or share % self.micro_batch:
             units = f"block_size={T} x {world} processes x micro_batch={self.micro_batch}"
             unit = self.micro_batch * world * T
-            ways = [f"--batch_bytes={max(1, round(cfg.batch_bytes / unit)) * unit}"] * (not cfg.resume)
+            ways = [f"--batch_bytes={max(1, round(cfg.batch_bytes / unit)) * unit}"] * (
+                not cfg.resume
+            )
             if not rest and self.n_rows % world == 0:
-                ways += [f"--micro_batch={max(n for n in range(1, self.micro_batch) if share % n == 0)}"]
+                ways += [
+                    f"--micro_batch={max(n for n in range(1, self.micro_batch) if share % n == 0)}"
+                ]
             elif not rest:
                 ways += [f"{max(n for n in range(1, world) if self.n_rows % n == 0)} processes"]
             wrong = f"batch_bytes={cfg.batch_bytes} is no multiple of {units} = {unit}"
@@ -176,9 +221,13 @@ class Batches:
     def at(self, step):
         """This process's rows, (rows / world, T + 1) on its device."""
         m, cuda = self.machine, self.machine.device.type == "cuda"
-        rows = self.data.batch(self.cfg.seed, step, self.n_rows, self.cfg.block_size, m.rank, m.world)
+        rows = self.data.batch(
+            self.cfg.seed, step, self.n_rows, self.cfg.block_size, m.rank, m.world
+        )
         rows = torch.from_numpy(rows).pin_memory() if cuda else torch.from_numpy(rows)
-        return rows.to(m.device, non_blocking=cuda)  # (pinned, they are copied while the steps before still run)
+        return rows.to(
+            m.device, non_blocking=cuda
+        )  # (pinned, they are copied while the steps before still run)
 
     def __str__(self):
         cfg, world, n = self.cfg, self.machine.world, self.micro_batch
@@ -194,9 +243,15 @@ def make_model(cfg, checkpoint):
         model.load_state_dict(checkpoint["model"])
     elif cfg.init_from:
         other, _, path = files.load_run(cfg.init_from, "best")
-        for key in (f.name for f in dataclasses.fields(ModelConfig) if f.name not in ("block_size", "max_patches")):
+        for key in (
+            f.name
+            for f in dataclasses.fields(ModelConfig)
+            if f.name not in ("block_size", "max_patches")
+        ):
             if getattr(other.cfg, key) != getattr(cfg, key):
-                raise ValueError(f"{path} has {key}={getattr(other.cfg, key)}, this config {getattr(cfg, key)}")
+                raise ValueError(
+                    f"{path} has {key}={getattr(other.cfg, key)}, this config {getattr(cfg, key)}"
+                )
         model.load_state_dict(other.state_dict())
     model.may_drop = cfg.dropout > 0
     return model
@@ -207,13 +262,23 @@ if __name__ == "__main__":
     try:
         code = main()
     except (ValueError, OSError, MemoryError, RuntimeError) as e:
-        full = isinstance(e, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(e)
+        full = isinstance(
+            e, (MemoryError, torch.OutOfMemoryError)
+        ) or "can't allocate memory" in str(e)
         if isinstance(e, RuntimeError) and not full:
             raise
-        time.sleep(3 * (os.environ.get("RANK", "0") != "0"))  # where all fail alike, torchrun stops those that wait
-        print(f"train.py: {'out of memory: halve --micro_batch (no result changes)' if full else e}", file=sys.stderr)
+        time.sleep(
+            3 * (os.environ.get("RANK", "0") != "0")
+        )  # where all fail alike, torchrun stops those that wait
+        print(
+            f"train.py: {'out of memory: halve --micro_batch (no result changes)' if full else e}",
+            file=sys.stderr,
+        )
     except KeyboardInterrupt:
-        print("train.py: stopped at once; the newest checkpoint is whole, --resume goes on with it", file=sys.stderr)
+        print(
+            "train.py: stopped at once; the newest checkpoint is whole, --resume goes on with it",
+            file=sys.stderr,
+        )
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

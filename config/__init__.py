@@ -31,11 +31,17 @@ __path__.append(str(ROOT / "config" / "races"))  # where `config.NAME` is looked
 @dataclass
 class Config(ModelConfig):
     # run
-    dataset: str = ""  # folder under data_dir, made by prepare.py; empty: the newest for this tokenizer
+    dataset: str = (
+        ""  # folder under data_dir, made by prepare.py; empty: the newest for this tokenizer
+    )
     data_dir: str = "data"  # where datasets live
     out_dir: str = ""  # where the run goes; empty: out/ and the config file's name
-    init_from: str = ""  # fine-tuning: start from the best weights of a run, or a shared folder, or USER/NAME
-    resume: Literal["", "true", "auto"] = ""  # go on from out_dir/last.pt; auto: or start, if there is none
+    init_from: str = (
+        ""  # fine-tuning: start from the best weights of a run, or a shared folder, or USER/NAME
+    )
+    resume: Literal["", "true", "auto"] = (
+        ""  # go on from out_dir/last.pt; auto: or start, if there is none
+    )
     overwrite: bool = False  # throw away what is in out_dir
     seed: int = 1337  # of weights, data order, dropout and masks
     # length: one of the two; the schedule follows it
@@ -43,7 +49,9 @@ class Config(ModelConfig):
     max_seconds: float = 0.0  # training time, with compiling, without evaluation and saving
     # batch
     batch_bytes: int = 16384  # bytes (tokens for gpt2) in one optimizer step, over all processes
-    micro_batch: int = 0  # rows of block_size in one pass of one process, fewer on a CPU; 0: all of its share
+    micro_batch: int = (
+        0  # rows of block_size in one pass of one process, fewer on a CPU; 0: all of its share
+    )
     # optimizer: Muon for the matrices, AdamW for embeddings, tables and Canon layers
     muon_lr: float = 0.02  # peak learning rate of Muon
     adam_lr: float = 0.005  # peak learning rate of AdamW
@@ -55,19 +63,29 @@ class Config(ModelConfig):
     decay: float = 0.7  # share of the run, at its end, in which it falls linearly to zero
     grad_clip: float = 1.0  # largest gradient norm; 0: no clipping
     dropout: float = 0.0  # largest share dropped; worth it when data repeats
-    dropout_schedule: Literal["constant", "linear", "triangle"] = "constant"  # linear: from 0 up; triangle: and down
+    dropout_schedule: Literal["constant", "linear", "triangle"] = (
+        "constant"  # linear: from 0 up; triangle: and down
+    )
     # objective: what training predicts, explained in objectives.py
-    objective: Literal["next_byte", "multi_byte", "masked", "next_patch", "distill"] = "next_byte"  # each has its knobs
+    objective: Literal["next_byte", "multi_byte", "masked", "next_patch", "distill"] = (
+        "next_byte"  # each has its knobs
+    )
     n_future: int = 3  # multi_byte: how many bytes ahead are predicted, the next one included
     mask_share: float = 0.15  # masked: share of the input bytes that are hidden
     mask_span: int = 3  # masked: how many bytes in a row are hidden together
     patch_weight: float = 0.03  # next_patch: weight of the patch's loss beside the bytes'
     teacher: str = ""  # distill: the model to learn from: a run's folder, a shared one, or USER/NAME on the Hub
-    teacher_share: float = 0.5  # distill: share of the loss that compares with the teacher; the rest is the data's
+    teacher_share: float = (
+        0.5  # distill: share of the loss that compares with the teacher; the rest is the data's
+    )
     # machine
     device: str = "auto"  # auto: cuda, else mps, else cpu
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of matrix products; auto: bfloat16 where it is native
-    compile: Literal["auto", "on", "off"] = "auto"  # torch.compile where it works; auto: on cuda only
+    dtype: Literal["auto", "float32", "bfloat16"] = (
+        "auto"  # of matrix products; auto: bfloat16 where it is native
+    )
+    compile: Literal["auto", "on", "off"] = (
+        "auto"  # torch.compile where it works; auto: on cuda only
+    )
     # watching
     eval_interval: int = 250  # steps between evaluations; 0: only at the end
     eval_bytes: int = 200_000  # val bytes (gpt2: tokens) of an evaluation, evenly spread; at the end all are scored
@@ -81,8 +99,19 @@ class Config(ModelConfig):
         super().__post_init__()
         self.out_dir = self.out_dir or f"out/{self.config or 'run'}"
         if (self.max_steps > 0) == (self.max_seconds > 0):
-            raise ValueError(f"give one of max_steps={self.max_steps} and max_seconds={self.max_seconds}, above 0")
-        shares = ("dropout", "warmup", "decay", "momentum", "beta1", "beta2", "mask_share", "teacher_share")
+            raise ValueError(
+                f"give one of max_steps={self.max_steps} and max_seconds={self.max_seconds}, above 0"
+            )
+        shares = (
+            "dropout",
+            "warmup",
+            "decay",
+            "momentum",
+            "beta1",
+            "beta2",
+            "mask_share",
+            "teacher_share",
+        )
         limits = dict.fromkeys(shares, 1) | {"seed": 2**63 - 1}
         for key in (f.name for f in dataclasses.fields(Config) if f.type in (int, float)):
             value, high = getattr(self, key), limits.get(key, math.inf)
@@ -90,11 +119,15 @@ class Config(ModelConfig):
             if not low <= value <= high or value == math.inf or (key == "dropout" and value == 1):
                 raise ValueError(f"{key}={value} must be between {low} and {high}")
         if self.batch_bytes < self.block_size:
-            raise ValueError(f"batch_bytes={self.batch_bytes} must be at least block_size={self.block_size}")
+            raise ValueError(
+                f"batch_bytes={self.batch_bytes} must be at least block_size={self.block_size}"
+            )
         if self.warmup + self.decay > 1:
             raise ValueError(f"warmup={self.warmup} + decay={self.decay} must be at most 1")
         if self.resume and (self.overwrite or (self.init_from and self.resume != "auto")):
-            raise ValueError("resume goes on with the run in out_dir: it excludes overwrite and init_from")
+            raise ValueError(
+                "resume goes on with the run in out_dir: it excludes overwrite and init_from"
+            )
 
 
 # names of other projects, nanoGPT above all, and what leads to the same here
@@ -128,7 +161,9 @@ def convert(cls, key, value, where, text=False):
     if key not in fields:
         leads = (f": {lead}" for names, lead in ELSEWHERE.items() if key in names.split())
         lead = next((x for x in leads if set(re.findall(r"--(\w+)", x)) <= set(fields)), "")
-        raise ValueError(f"{where}: unknown key {key!r}{lead or nearest(key, fields, 0.5) or '; --help lists all'}")
+        raise ValueError(
+            f"{where}: unknown key {key!r}{lead or nearest(key, fields, 0.5) or '; --help lists all'}"
+        )
     want = fields[key]
     if typing.get_origin(want) is typing.Literal:
         choices = typing.get_args(want)
@@ -138,9 +173,13 @@ def convert(cls, key, value, where, text=False):
             value = "true" if YES_NO.get(value, value) else ""
         if value not in choices:
             listed = ", ".join(map(repr, choices))
-            raise ValueError(f"{where}: {key}={value!r} is not one of {listed}{nearest(value, choices)}")
+            raise ValueError(
+                f"{where}: {key}={value!r} is not one of {listed}{nearest(value, choices)}"
+            )
         return value
-    wrong = ValueError(f"{where}: {key}={value!r} is not {'a true/false' if want is bool else want.__name__}")
+    wrong = ValueError(
+        f"{where}: {key}={value!r} is not {'a true/false' if want is bool else want.__name__}"
+    )
     if text and want is bool:
         value = YES_NO.get(value.lower(), value)
     if text and want in (int, float):
@@ -148,7 +187,9 @@ def convert(cls, key, value, where, text=False):
             value = int(value) if want is int and re.fullmatch(r"-?[\d_]+", value) else float(value)
         except ValueError:
             raise wrong from None
-    if {want, type(value)} == {int, float} and float(value).is_integer():  # 1e6 is a fine number of steps
+    if {want, type(value)} == {int, float} and float(
+        value
+    ).is_integer():  # 1e6 is a fine number of steps
         value = want(value)
     if type(value) is not want:
         raise wrong
@@ -161,7 +202,11 @@ def find_file(path):
     for found in [path, ROOT / path] + [races / path.name] * (path.parent.name == "config"):
         if found.is_file():
             return found
-    known = [str(p.relative_to(ROOT)) for folder in (ROOT / "config", races) for p in sorted(folder.glob("[a-z]*.py"))]
+    known = [
+        str(p.relative_to(ROOT))
+        for folder in (ROOT / "config", races)
+        for p in sorted(folder.glob("[a-z]*.py"))
+    ]
     raise ValueError(f"no config file {path}{nearest(path, known) or f'; there are {known}'}")
 
 
@@ -230,10 +275,16 @@ def parse(cls, argv, usage, default_file=None, either=()):
         in_file = set(values) if named else set()
         where = f"{file} and the command line" if given else file
         values |= {"config": Path(file).stem, "intuition": doc}
-    if given.keys() & set(either):  # of keys that exclude each other, the command line drops the file's
+    if given.keys() & set(
+        either
+    ):  # of keys that exclude each other, the command line drops the file's
         values = {k: v for k, v in values.items() if k not in either}
-    if "block_size" in given and values.get("max_patches") and "max_patches" not in given:  # patches for as much text
-        values["max_patches"] = math.ceil(values["max_patches"] * given["block_size"] / values["block_size"])
+    if (
+        "block_size" in given and values.get("max_patches") and "max_patches" not in given
+    ):  # patches for as much text
+        values["max_patches"] = math.ceil(
+            values["max_patches"] * given["block_size"] / values["block_size"]
+        )
     if asks_for_help:
         whose = f"The values are those of {file}.\n\n" if default_file else ""
         print(f"{usage.strip()}\n\n{whose}{describe(cls, values | given)}")
@@ -254,7 +305,11 @@ def describe(cls, values):
                 lines += [group] if group else []
                 field, group = fields[knob[1]], None
                 value = values.get(field.name, field.default)
-                choices = f" ({', '.join(typing.get_args(field.type))})" if typing.get_args(field.type) else ""
+                choices = (
+                    f" ({', '.join(typing.get_args(field.type))})"
+                    if typing.get_args(field.type)
+                    else ""
+                )
                 shown = "''" if value == "" else value
                 lines.append(f"  --{field.name}={shown}".ljust(29) + f" {knob[2]}{choices}")
     return "\n".join(lines)

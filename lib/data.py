@@ -31,7 +31,9 @@ def gpt2(vocab_size=GPT2_VOCAB):
     whole = tiktoken.get_encoding("gpt2")
     ranks = {token: rank for token, rank in whole._mergeable_ranks.items() if rank < vocab_size - 1}
     eot = {"<|endoftext|>": vocab_size - 1}
-    return tiktoken.Encoding(f"gpt2-{vocab_size}", pat_str=whole._pat_str, mergeable_ranks=ranks, special_tokens=eot)
+    return tiktoken.Encoding(
+        f"gpt2-{vocab_size}", pat_str=whole._pat_str, mergeable_ranks=ranks, special_tokens=eot
+    )
 
 
 def encode(cfg, text):
@@ -43,7 +45,9 @@ def encode(cfg, text):
 
 def decode(cfg, symbols):
     """list of symbols -> bytes."""
-    return bytes(symbols) if cfg.tokenizer == "bytes" else gpt2(cfg.gpt2_vocab).decode_bytes(symbols)
+    return (
+        bytes(symbols) if cfg.tokenizer == "bytes" else gpt2(cfg.gpt2_vocab).decode_bytes(symbols)
+    )
 
 
 @functools.cache
@@ -79,21 +83,31 @@ def newest_dataset(cfg):
 
 def read_meta(folder):
     """A dataset's meta.json, held against its bins. ValueError that names the file if they do not fit each other."""
-    path, advice = Path(folder) / "meta.json", "copy the dataset again, or make it anew with prepare.py --overwrite"
+    path, advice = (
+        Path(folder) / "meta.json",
+        "copy the dataset again, or make it anew with prepare.py --overwrite",
+    )
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
         dtype = np.dtype({"bytes": "uint8", "gpt2": "uint16"}[meta["tokenizer"]])
         bins = {path.with_name(f"{split}.bin"): meta[split] for split in ("train", "val")}
-        sizes = {bin: (bin.stat().st_size, int(split["symbols"]) * dtype.itemsize) for bin, split in bins.items()}
+        sizes = {
+            bin: (bin.stat().st_size, int(split["symbols"]) * dtype.itemsize)
+            for bin, split in bins.items()
+        }
         possible = meta["dtype"] == dtype.name and int(meta["vocab_size"]) > 1
-        possible &= all(int(split["bytes"]) > 0 and len(split["sha256"]) == 64 for split in bins.values())
+        possible &= all(
+            int(split["bytes"]) > 0 and len(split["sha256"]) == 64 for split in bins.values()
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         raise ValueError(f"{path} cannot be used ({type(e).__name__}: {e}); {advice}") from None
     if not possible:
         raise ValueError(f"{path} says what cannot be: {meta}; {advice}")
     for bin, (size, expected) in sizes.items():
         if size != expected:
-            raise ValueError(f"{bin} has {size:,} bytes, where meta.json says {expected:,}; {advice}")
+            raise ValueError(
+                f"{bin} has {size:,} bytes, where meta.json says {expected:,}; {advice}"
+            )
     return meta
 
 
@@ -104,15 +118,25 @@ class Data:
         folder = Path(cfg.data_dir) / cfg.dataset
         if not re.fullmatch(r"\w[\w.+-]*", cfg.dataset) or not (folder / "meta.json").is_file():
             known = sorted(p.parent.name for p in Path(cfg.data_dir).glob("*/meta.json"))
-            raise ValueError(f"no dataset {folder}; there are {known}; python prepare.py makes one (see its --help)")
+            raise ValueError(
+                f"no dataset {folder}; there are {known}; python prepare.py makes one (see its --help)"
+            )
         self.meta, self.lengths = read_meta(folder), symbol_lengths(cfg.tokenizer, cfg.gpt2_vocab)
         found, n = (self.meta["tokenizer"], self.meta["vocab_size"]), len(self.lengths)
         if found != (cfg.tokenizer, n):
-            raise ValueError(f"{folder} has {found[1]} symbols of {found[0]}, the config {n} of {cfg.tokenizer}")
-        self.path, self.split, self.sha256 = folder / f"{split}.bin", split, self.meta[split]["sha256"]
+            raise ValueError(
+                f"{folder} has {found[1]} symbols of {found[0]}, the config {n} of {cfg.tokenizer}"
+            )
+        self.path, self.split, self.sha256 = (
+            folder / f"{split}.bin",
+            split,
+            self.meta[split]["sha256"],
+        )
         self.symbols = np.memmap(self.path, dtype=self.meta["dtype"], mode="r")
         if n > 256 and self.symbols.max() >= n:
-            raise ValueError(f"{self.path} has the token {self.symbols.max()}, but its vocabulary ends at {n - 1}")
+            raise ValueError(
+                f"{self.path} has the token {self.symbols.max()}, but its vocabulary ends at {n - 1}"
+            )
         self.bytes_per_symbol = self.meta[split]["bytes"] / len(self.symbols)
         self._epoch = (None, None)
 
@@ -120,16 +144,23 @@ class Data:
         """ValueError unless the split is, to the last bit, what this checkpoint's run was trained with."""
         with open(self.path, "rb") as f:
             found = hashlib.file_digest(f, "sha256").hexdigest()
-        trained = checkpoint["data"].get(self.split, {}).get("sha256")  # (a shared model may tell nothing of its data)
+        trained = (
+            checkpoint["data"].get(self.split, {}).get("sha256")
+        )  # (a shared model may tell nothing of its data)
         for where, sha256 in (("meta.json", self.sha256), ("the checkpoint", trained)):
             if found != sha256:
-                raise ValueError(f"{self.path} is damaged or other text: its sha256 is not the one in {where}")
+                raise ValueError(
+                    f"{self.path} is damaged or other text: its sha256 is not the one in {where}"
+                )
 
     @classmethod
     def of_text(cls, cfg, text):
         """Any text (bytes, valid UTF-8) as if it were a split with one document."""
         self = cls.__new__(cls)
-        self.symbols, self.lengths = np.array(encode(cfg, text)), symbol_lengths(cfg.tokenizer, cfg.gpt2_vocab)
+        self.symbols, self.lengths = (
+            np.array(encode(cfg, text)),
+            symbol_lengths(cfg.tokenizer, cfg.gpt2_vocab),
+        )
         return self
 
     def batch(self, seed, step, rows, T, rank=0, world=1):
@@ -150,7 +181,11 @@ class Data:
             shift, order = self._epoch[1]
             start = (shift + int(order[place]) * T) % size
             row = self.symbols[start : start + T + 1]
-            out[i] = row if len(row) == T + 1 else np.concatenate((row, self.symbols[: T + 1 - len(row)]))
+            out[i] = (
+                row
+                if len(row) == T + 1
+                else np.concatenate((row, self.symbols[: T + 1 - len(row)]))
+            )
         return out
 
     def windows(self, T, limit=0, stride=0):
@@ -161,7 +196,10 @@ class Data:
         """
         size = len(self.symbols)
         if stride:
-            rest = [(first + stride - T, min(first + stride, size), first) for first in range(T, size, stride)]
+            rest = [
+                (first + stride - T, min(first + stride, size), first)
+                for first in range(T, size, stride)
+            ]
             return [(0, min(T, size), 0), *rest]
         starts = np.arange(0, size, T)
         if limit and limit < size:
@@ -175,7 +213,9 @@ class Data:
 def symbols_at_once(model):
     """How many symbols to score in one pass: enough to keep the device busy, with at most 256 MB of logits on a CPU and
     2 GB elsewhere."""
-    many, logits = (16384, 1 << 28) if model.embed.weight.device.type == "cpu" else (131072, 1 << 31)
+    many, logits = (
+        (16384, 1 << 28) if model.embed.weight.device.type == "cpu" else (131072, 1 << 31)
+    )
     return min(many, logits // (4 * model.vocab_size))
 
 
@@ -198,16 +238,22 @@ def bits_per_byte(model, data, T, limit=0, stride=0, machine=None, on_progress=l
     model.eval()
     while windows:
         start, stop, first = windows[0]
-        batch = [w for w in windows[:rows] if (w[1] - w[0], w[2] - w[0]) == (stop - start, first - start)]
+        batch = [
+            w for w in windows[:rows] if (w[1] - w[0], w[2] - w[0]) == (stop - start, first - start)
+        ]
         windows = windows[len(batch) :]  # (the last window may be shorter: it goes alone)
-        y = torch.from_numpy(np.stack([data.symbols[w[0] : w[1]] for w in batch]).astype(np.int64)).to(device)
+        y = torch.from_numpy(
+            np.stack([data.symbols[w[0] : w[1]] for w in batch]).astype(np.int64)
+        ).to(device)
         before = [[data.symbols[w[0] - 1] if w[0] else model.eot] for w in batch]
         x = torch.cat((torch.tensor(before, dtype=torch.long, device=device), y[:, :-1]), dim=1)
         ends, scored = model.patch_ends(x)[0], slice(first - start, None)
         n_bytes = lengths[y[:, scored]]
         nats = (model.nats(x, y)[:, scored] * (n_bytes > 0)).cpu().double().sum()
         overflow = (ends.sum(dim=1) > cfg.n_patches).sum()
-        total += [s.item() for s in (nats, n_bytes.sum(), overflow, ends[:, scored].sum())] + [len(batch)]
+        total += [s.item() for s in (nats, n_bytes.sum(), overflow, ends[:, scored].sum())] + [
+            len(batch)
+        ]
         on_progress(y[:, scored].numel())
     model.train(was_training)
     nats, n_bytes, overflow, ends, n = machine.sum(total.tolist()) if machine else total.tolist()

@@ -56,14 +56,18 @@ def read_utf8(path, knob):
     except OSError as e:
         raise ValueError(f"{knob}={path}: {e.strerror}") from None
     except UnicodeDecodeError as e:
-        raise ValueError(f"{knob}={path} is not UTF-8: byte {e.start} is 0x{raw[e.start]:02X}") from None
+        raise ValueError(
+            f"{knob}={path} is not UTF-8: byte {e.start} is 0x{raw[e.start]:02X}"
+        ) from None
     return raw.removeprefix(codecs.BOM_UTF8)
 
 
 def read_log(path):
     """The events of a run's log.jsonl. A line that is none (a killed run leaves half of one) is named and left out."""
     events = []
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+    for number, line in enumerate(
+        path.read_text(encoding="utf-8", errors="replace").splitlines(), 1
+    ):
         try:
             event = json.loads(line)
             for key in {"step", "elapsed", "time", *event.keys() & {"bpb"}}:
@@ -88,7 +92,10 @@ def lock(path, message):
             file.close()
             raise ValueError(message) from None
         except OSError as e:
-            print(f"{path.parent} has no locks ({e}): nothing keeps a second process out", file=sys.stderr)
+            print(
+                f"{path.parent} has no locks ({e}): nothing keeps a second process out",
+                file=sys.stderr,
+            )
         if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
             break
         file.close()  # its last holder has just removed it
@@ -105,7 +112,9 @@ def load_checkpoint(path, device="cpu"):
     if not Path(path).is_file():
         raise ValueError(f"no checkpoint {path}")
     try:
-        with zipfile.ZipFile(path) as file:  # torch writes the checksum of each part, but never looks at it
+        with zipfile.ZipFile(
+            path
+        ) as file:  # torch writes the checksum of each part, but never looks at it
             damaged = file.testzip()
         checkpoint = None if damaged else torch.load(path, map_location=device, weights_only=True)
         why = f"the checksum of {damaged} is wrong" if damaged else "it was made by another program"
@@ -127,7 +136,9 @@ def load_checkpoint(path, device="cpu"):
 def known_values(config, cls, path):
     """Of a checkpoint's config (a dict) the knobs of `cls`. ValueError where it needs one that is gone."""
     if config.get("n_words"):
-        raise ValueError(f"{path} has n_words={config['n_words']}, now gone: `git checkout e465f86` still reads it")
+        raise ValueError(
+            f"{path} has n_words={config['n_words']}, now gone: `git checkout e465f86` still reads it"
+        )
     return {f.name: config[f.name] for f in dataclasses.fields(cls) if f.name in config}
 
 
@@ -138,14 +149,20 @@ def load_model(path, device="cpu"):
         cfg = ModelConfig(**known_values(checkpoint["config"], ModelConfig, path))
         model = STLM.with_weights(cfg, checkpoint["model"])
     except (RuntimeError, TypeError, AttributeError, ValueError) as e:
-        raise ValueError(f"{path} cannot be used: its weights and its config do not fit ({first_line(e)})") from None
+        raise ValueError(
+            f"{path} cannot be used: its weights and its config do not fit ({first_line(e)})"
+        ) from None
     return model.to(device), checkpoint
 
 
 def load_run(name, first="last", device="cpu"):
     """-> (model, checkpoint, path) of a run's folder: its `first`.pt, or its other one, and where `first` is broken
     that is said. Or of a shared folder, here or under USER/NAME on the Hub, where config.json tells of the run."""
-    there = [p for p in (Path(name, f"{which}.pt") for which in dict.fromkeys((first, "best", "last"))) if p.exists()]
+    there = [
+        p
+        for p in (Path(name, f"{which}.pt") for which in dict.fromkeys((first, "best", "last")))
+        if p.exists()
+    ]
     for path in there:
         try:
             return *load_model(path, device), path
@@ -155,24 +172,35 @@ def load_run(name, first="last", device="cpu"):
             print(f"{e}; {there[-1]} is used instead", file=sys.stderr)
     path = Path(name) / "model.safetensors"
     if not path.exists() and not is_hub_name(name):
-        raise ValueError(f"no run in {name}: it has none of last.pt, best.pt and {path.name} (what tools.share writes)")
+        raise ValueError(
+            f"no run in {name}: it has none of last.pt, best.pt and {path.name} (what tools.share writes)"
+        )
     model = STLM.from_pretrained(name).to(device)
     nothing = {"step": 0, "elapsed": 0.0, "commit": "unknown", "data": {}}
     run = nothing | {k: v for k, v in model.about.items() if type(v) is type(nothing.get(k, v))}
-    config = dataclasses.asdict(model.cfg) | {"dataset": str(run["data"].get("name")), "data_dir": "data"}
+    config = dataclasses.asdict(model.cfg) | {
+        "dataset": str(run["data"].get("name")),
+        "data_dir": "data",
+    }
     return model, run | {"config": config}, path
 
 
 def is_hub_name(name):
     """Whether it is USER/NAME on the Hub. A folder wins, be it one that is missing in a folder that is there."""
-    return re.fullmatch(r"(?!out/)\w[\w.-]*/\w[\w.-]*", str(name)) is not None and not Path(name).parent.exists()
+    return (
+        re.fullmatch(r"(?!out/)\w[\w.-]*/\w[\w.-]*", str(name)) is not None
+        and not Path(name).parent.exists()
+    )
 
 
 def newest_run():
     """The folder under out/ whose last.pt is the newest; before there is one, the model that comes with the code."""
     if runs := sorted(Path("out").glob("*/last.pt"), key=lambda p: p.stat().st_mtime):
         return runs[-1].parent
-    print("no run under out/ yet (python train.py makes one): results/models/shakespeare_80k is taken", file=sys.stderr)
+    print(
+        "no run under out/ yet (python train.py makes one): results/models/shakespeare_80k is taken",
+        file=sys.stderr,
+    )
     return ROOT / "results/models/shakespeare_80k"
 
 

@@ -22,10 +22,14 @@ class Game:
 
     def __init__(self, device="cpu"):
         self.device, self.moves = device, torch.tensor(list(self.alphabet), device=device)
-        self.number = torch.full((256,), -1, device=device)  # of the move that a byte stands for; -1: of none
+        self.number = torch.full(
+            (256,), -1, device=device
+        )  # of the move that a byte stands for; -1: of none
         self.number[self.moves] = torch.arange(len(self.moves), device=device)
         self.width = self.n_mark + 2  # bytes of a ply
-        self.asked = torch.arange(self.n_plies, device=device) * self.width + self.n_mark  # where marks end in the text
+        self.asked = (
+            torch.arange(self.n_plies, device=device) * self.width + self.n_mark
+        )  # where marks end in the text
 
     def move(self, state, byte):
         """A byte (n,) for each position -> (positions after it, the result for who moved: 1 won, 0, -1 lost because the
@@ -38,7 +42,9 @@ class Game:
 
 class TicTacToe(Game):
     alphabet, n_mark, n_plies, n_keys = b"123456789", 1, 9, 3**9
-    LINES = torch.tensor([[0, 1, 2], [3, 4, 5], [6, 7, 8], [0, 3, 6], [1, 4, 7], [2, 5, 8], [0, 4, 8], [2, 4, 6]])
+    LINES = torch.tensor(
+        [[0, 1, 2], [3, 4, 5], [6, 7, 8], [0, 3, 6], [1, 4, 7], [2, 5, 8], [0, 4, 8], [2, 4, 6]]
+    )
 
     def start(self, n):
         """(n, 9): 1 where the one to move has a mark, -1 where the other has, 0 where there is none."""
@@ -84,7 +90,9 @@ class Nim(Game):
         return state, won, won
 
     def mark(self, state):
-        return torch.cat((ord("0") + state // 10, ord("0") + state % 10, torch.full_like(state, ord("-"))), dim=1)
+        return torch.cat(
+            (ord("0") + state // 10, ord("0") + state % 10, torch.full_like(state, ord("-"))), dim=1
+        )
 
     def key(self, state):
         return state[:, 0]
@@ -128,7 +136,9 @@ def uniform(seed, n, columns, device):
 def draw(weights, u):
     """A column of each row of weights (n, m), as likely as its weight; u (n,) are numbers from 0 to 1."""
     sums = weights.float().cumsum(dim=1)
-    return (sums / sums[:, -1:] <= u[:, None]).sum(dim=1)  # (the last with any weight has exactly 1, above every u)
+    return (sums / sums[:, -1:] <= u[:, None]).sum(
+        dim=1
+    )  # (the last with any weight has exactly 1, above every u)
 
 
 @torch.no_grad()
@@ -145,7 +155,11 @@ def play(game, model, by_model, other, u, greedy=False):
     text[:, 0] = EOT
     chosen = torch.zeros(n, game.n_plies, dtype=torch.bool, device=device)
     legal = torch.ones(n, game.n_plies, len(game.moves), dtype=torch.bool, device=device)
-    result, illegal, alive = torch.zeros_like(text[:, 0]), torch.zeros_like(chosen[:, 0]), ~chosen[:, 0]
+    result, illegal, alive = (
+        torch.zeros_like(text[:, 0]),
+        torch.zeros_like(chosen[:, 0]),
+        ~chosen[:, 0],
+    )
     state, cache, typed = game.start(n), model.start(n) if model else None, text[:, :1]
     # games that are over are read on with the others, to no effect: taking them out would copy the cache at every ply
     for ply in range(game.n_plies):
@@ -201,7 +215,9 @@ def scores(game, model, best, seed, n=1000):
     perfect = lambda state: best[game.key(state)]  # noqa: E731
     u = uniform(seed, n, game.n_plies, game.device)
     games, found, lost = play(game, model, plies >= 0, game.legal, u), {}, 0.0
-    found["illegal"] = games.illegal.sum().item() / games.chosen.sum().item()  # of the moves drawn in self-play
+    found["illegal"] = (
+        games.illegal.sum().item() / games.chosen.sum().item()
+    )  # of the moves drawn in self-play
     for role, name in enumerate(("first", "second")):
         lines, n_lost, found[f"random_{name}"] = every_line(game, model, role)
         found[f"lost_{name}"], lost = f"{n_lost}/{lines}", lost + n_lost / lines / 2
@@ -214,7 +230,9 @@ def scores(game, model, best, seed, n=1000):
             result = games.result * (1 - 2 * role)  # the model's
             key = f"{who}_{name}" if greedy else f"{who}_sampled_{name}"
             found[key] = [(result == value).float().mean().item() for value in (1, 0, -1)]
-        found[f"illegal_{name}"] = games.illegal.float().mean().item()  # of the games against random moves
+        found[f"illegal_{name}"] = (
+            games.illegal.float().mean().item()
+        )  # of the games against random moves
     return {"lost": lost} | found
 
 
@@ -223,7 +241,12 @@ def scores(game, model, best, seed, n=1000):
 
 def play_person(game, model):
     """A person against the greedy model, on the terminal."""
-    begins, text, state, over = input("Do you begin? [y/n] ").lower().startswith("y"), [EOT], game.start(1), False
+    begins, text, state, over = (
+        input("Do you begin? [y/n] ").lower().startswith("y"),
+        [EOT],
+        game.start(1),
+        False,
+    )
     while not over:
         yours = (len(text) % (2 * game.width) == 1) == begins
         text += game.mark(state)[0].tolist()
@@ -234,9 +257,13 @@ def play_person(game, model):
                 print(f"{answer!r} is no legal move")
             byte = torch.tensor([ord(answer)])
         else:
-            byte = model.head(model.read(torch.tensor([text]), model.start(1), last=True)[0][:, 0]).argmax(dim=1)
+            byte = model.head(
+                model.read(torch.tensor([text]), model.start(1), last=True)[0][:, 0]
+            ).argmax(dim=1)
             print(f"the model plays {chr(byte)}")
         text += [byte.item(), SPACE]
         state, value, over = game.move(state, byte)
     end = "a draw" if value == 0 else "you win" if (value > 0) == yours else "the model wins"
-    print(f"{end}{', for that was illegal' * (value.item() < 0)}: {bytes(text[1:]).decode(errors='replace')}")
+    print(
+        f"{end}{', for that was illegal' * (value.item() < 0)}: {bytes(text[1:]).decode(errors='replace')}"
+    )

@@ -23,11 +23,19 @@ class Machine:
         self.device, why_device = pick_device(device, int(os.environ.get("LOCAL_RANK", 0)))
         self.dtype, why_dtype = pick_dtype(dtype, self.device)
         self.muon_dtype = pick_dtype(muon_dtype, self.device)[0]
-        self.dtype_name, self.muon_dtype_name = (str(d).removeprefix("torch.") for d in (self.dtype, self.muon_dtype))
+        self.dtype_name, self.muon_dtype_name = (
+            str(d).removeprefix("torch.") for d in (self.dtype, self.muon_dtype)
+        )
         self.why = f"{self.device} ({why_device}), {self.dtype_name} ({why_dtype})"
-        self.autocast = torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+        self.autocast = torch.autocast(
+            self.device.type, self.dtype, enabled=self.dtype != torch.float32
+        )
         cuda = self.device.type == "cuda"
-        self.name = torch.cuda.get_device_name(self.device) if cuda else f"{platform.machine()} {self.device.type}"
+        self.name = (
+            torch.cuda.get_device_name(self.device)
+            if cuda
+            else f"{platform.machine()} {self.device.type}"
+        )
         if cuda:
             torch.cuda.set_device(self.device)
         if self.world > 1 and not dist.is_initialized():
@@ -43,7 +51,9 @@ class Machine:
         """Each of these numbers summed over all processes."""
         if self.world == 1:
             return numbers
-        total = torch.tensor(numbers, dtype=torch.float64)  # on the CPU, through gloo: the GPU need not be waited for
+        total = torch.tensor(
+            numbers, dtype=torch.float64
+        )  # on the CPU, through gloo: the GPU need not be waited for
         dist.all_reduce(total)
         return total.tolist()
 
@@ -58,7 +68,14 @@ class Machine:
 
     def peak_flops(self):
         """Dense FLOP/s by the device's data sheet in bfloat16, or None."""
-        peaks = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12, "3090": 71e12}
+        peaks = {
+            "H200": 989e12,
+            "H100": 989e12,
+            "A100": 312e12,
+            "L40S": 362e12,
+            "4090": 165e12,
+            "3090": 71e12,
+        }
         peak = next((peak for name, peak in peaks.items() if name in self.name), None)
         return peak if self.dtype == torch.bfloat16 else None
 
@@ -67,9 +84,17 @@ def pick_device(name="auto", local_rank=0):
     """-> (device, why)."""
     why = "as requested"
     if name == "auto":
-        there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+        there = {
+            "cuda": torch.cuda.is_available(),
+            "mps": torch.backends.mps.is_available(),
+            "cpu": True,
+        }
         name = next(name for name, is_there in there.items() if is_there)
-        why = {"cuda": "a CUDA device is there", "mps": "an Apple GPU is there", "cpu": "no GPU found"}[name]
+        why = {
+            "cuda": "a CUDA device is there",
+            "mps": "an Apple GPU is there",
+            "cpu": "no GPU found",
+        }[name]
     try:
         device = torch.device(f"cuda:{local_rank}" if name == "cuda" else name)
         torch.zeros(1, device=device)
@@ -104,10 +129,15 @@ def keep_freed_memory():
 def parameter_table(model):
     """Parameters by part; every tensor is counted once. {'embeddings': n, ..., 'total': n}"""
     parts = {"embeddings": ["embed.", "match"], "n-gram tables": ["grams.", "from_grams."]}
-    parts |= {"local encoder": ["encoder.", "pool."], "trunk": ["attention.", "feed_forward.", "canon."]}
+    parts |= {
+        "local encoder": ["encoder.", "pool."],
+        "trunk": ["attention.", "feed_forward.", "canon."],
+    }
     parts |= {"local decoder": ["unpool.", "gate.", "decoder."]}
     counts = {
-        part: sum(p.numel() for name, p in model.named_parameters() if name.startswith(tuple(prefixes)))
+        part: sum(
+            p.numel() for name, p in model.named_parameters() if name.startswith(tuple(prefixes))
+        )
         for part, prefixes in parts.items()
     }
     counts["total"] = sum(p.numel() for p in model.parameters())
@@ -122,7 +152,9 @@ def flops_per_symbol(model):
     uses = cfg.n_layer if cfg.share_ffn else 1
     trunk = sum(p.numel() for p in (*model.attention.parameters(), *model.canon.parameters()))
     trunk += uses * sum(p.numel() for p in model.feed_forward.parameters())
-    trunk += cfg.n_layer * cfg.n_embd * cfg.n_patches  # scores and sums, halved by causality: 12 C P / 2 = 6 C P
+    trunk += (
+        cfg.n_layer * cfg.n_embd * cfg.n_patches
+    )  # scores and sums, halved by causality: 12 C P / 2 = 6 C P
     per_patch = model.pool.weight.numel() + model.unpool.weight.numel() if model.pooled else 0
     local = n["embeddings"] + n["local encoder"] + n["local decoder"] - per_patch
     local += model.from_grams.weight.numel() if cfg.n_grams else 0

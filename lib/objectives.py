@@ -37,7 +37,9 @@ def make_objective(model, cfg, weights=None):
     elif cfg.objective == "distill" and cfg.teacher_share:
         objective = Distill(model, cfg)
     if cfg.teacher and cfg.objective != "distill":
-        raise ValueError(f"teacher={cfg.teacher} has nobody to teach: --objective=distill learns from it")
+        raise ValueError(
+            f"teacher={cfg.teacher} has nobody to teach: --objective=distill learns from it"
+        )
     return objective.to(model.embed.weight.device)
 
 
@@ -60,7 +62,9 @@ class MultiByte(nn.Module):
     def __init__(self, model, cfg):
         super().__init__()
         if cfg.n_future > cfg.block_size:
-            raise ValueError(f"n_future={cfg.n_future} looks beyond block_size={cfg.block_size}: take fewer bytes")
+            raise ValueError(
+                f"n_future={cfg.n_future} looks beyond block_size={cfg.block_size}: take fewer bytes"
+            )
         self.model, self.n_future, self.watches = model, cfg.n_future, ("next_byte",)
         self.register_buffer("weights", 0.5 ** torch.arange(1, cfg.n_future), persistent=False)
 
@@ -68,7 +72,9 @@ class MultiByte(nn.Module):
         logp = F.log_softmax(self.model.head(self.model.hidden(idx)), dim=-1)
         next_byte = F.nll_loss(logp.flatten(0, 1), targets.flatten())
         # (B, T, n_future - 1): what follows each target; -1 past the row's end, where there is nothing
-        later = F.pad(targets[:, 1:], (0, self.n_future - 1), value=-1).unfold(1, self.n_future - 1, 1)
+        later = F.pad(targets[:, 1:], (0, self.n_future - 1), value=-1).unfold(
+            1, self.n_future - 1, 1
+        )
         nats = -logp.gather(2, later.clamp(min=0)) * (later >= 0) * self.weights
         loss = next_byte + (1 - progress / ANNEALED).clamp(min=0) * nats.mean(dim=(0, 1)).sum()
         return torch.stack((loss, next_byte))
@@ -84,11 +90,17 @@ class Masked(nn.Module):
     def __init__(self, model, cfg):
         super().__init__()
         if cfg.tokenizer != "bytes":
-            raise ValueError(f"objective=masked needs tokenizer='bytes': {cfg.tokenizer!r} has no symbol to spare")
+            raise ValueError(
+                f"objective=masked needs tokenizer='bytes': {cfg.tokenizer!r} has no symbol to spare"
+            )
         if cfg.mask_span > cfg.block_size:
-            raise ValueError(f"mask_span={cfg.mask_span} hides more than block_size={cfg.block_size}: take fewer bytes")
+            raise ValueError(
+                f"mask_span={cfg.mask_span} hides more than block_size={cfg.block_size}: take fewer bytes"
+            )
         self.model, self.span = model, cfg.mask_span
-        self.start = 1 - (1 - cfg.mask_share) ** (1 / cfg.mask_span)  # a place is hidden if a span covers it
+        self.start = 1 - (1 - cfg.mask_share) ** (
+            1 / cfg.mask_span
+        )  # a place is hidden if a span covers it
 
     def mask(self, idx):
         """idx (B, T) -> the same with spans replaced. Which ones follows from torch's generator, as for dropout."""
@@ -114,22 +126,37 @@ class NextPatch(nn.Module):
     def __init__(self, model, cfg):
         super().__init__()
         if not model.pooled:
-            raise ValueError("objective=next_patch needs patches, pooling='none' has none: --pooling=space makes some")
-        self.model, self.weight, self.watches = model, cfg.patch_weight, ("next_byte", "variance", "explained")
+            raise ValueError(
+                "objective=next_patch needs patches, pooling='none' has none: --pooling=space makes some"
+            )
+        self.model, self.weight, self.watches = (
+            model,
+            cfg.patch_weight,
+            ("next_byte", "variance", "explained"),
+        )
         self.head = nn.Linear(cfg.n_embd, cfg.n_embd, bias=False)
         nn.init.zeros_(self.head.weight)
 
     def forward(self, idx, targets, progress):
         x, (pooled, z, count) = self.model.hidden(idx, return_patches=True)
         next_byte = F.cross_entropy(self.model.head(x).flatten(0, 1), targets.flatten())
-        target, guess = norm(pooled.detach()[:, 1:]).float(), self.head(z[:, :-1]).float()  # (B, P - 1, C)
-        real = (torch.arange(1, pooled.size(1), device=idx.device) < count[:, None])[..., None]  # slots with a patch
+        target, guess = (
+            norm(pooled.detach()[:, 1:]).float(),
+            self.head(z[:, :-1]).float(),
+        )  # (B, P - 1, C)
+        real = (torch.arange(1, pooled.size(1), device=idx.device) < count[:, None])[
+            ..., None
+        ]  # slots with a patch
         error, n = ((guess - target).square() * real).sum(), real.sum().clamp(min=1)
         mean = (target * real).sum(dim=(0, 1)) / n
         spread = ((target - mean).square() * real).sum()
         # divided by all slots, not by the real ones: so it does not matter in how many passes a step reads its rows
-        loss = next_byte + self.weight * error / (len(idx) * self.model.cfg.n_patches * target.size(2))
-        return torch.stack((loss, next_byte, spread / (n * target.size(2)), 1 - error / spread.clamp(min=1e-9)))
+        loss = next_byte + self.weight * error / (
+            len(idx) * self.model.cfg.n_patches * target.size(2)
+        )
+        return torch.stack(
+            (loss, next_byte, spread / (n * target.size(2)), 1 - error / spread.clamp(min=1e-9))
+        )
 
 
 class Distill(nn.Module):
@@ -142,19 +169,29 @@ class Distill(nn.Module):
     def __init__(self, model, cfg):
         super().__init__()
         if not cfg.teacher or Path(cfg.teacher).resolve() == Path(cfg.out_dir).resolve():
-            raise ValueError(f"objective=distill needs --teacher=DIR, a trained run's folder other than {cfg.out_dir}")
+            raise ValueError(
+                f"objective=distill needs --teacher=DIR, a trained run's folder other than {cfg.out_dir}"
+            )
         teacher, _, path = files.load_run(cfg.teacher, "best", model.embed.weight.device)
-        has, need = (f"{m.vocab_size} symbols of tokenizer={m.cfg.tokenizer}" for m in (teacher, model))
+        has, need = (
+            f"{m.vocab_size} symbols of tokenizer={m.cfg.tokenizer}" for m in (teacher, model)
+        )
         if has != need:
-            raise ValueError(f"teacher: {path} has {has}, this config {need}; a teacher must have the same")
+            raise ValueError(
+                f"teacher: {path} has {has}, this config {need}; a teacher must have the same"
+            )
         if (most := teacher.cfg.block_size) < cfg.block_size:
-            raise ValueError(f"teacher: {path} knows block_size={most}, not {cfg.block_size}: --block_size={most}")
+            raise ValueError(
+                f"teacher: {path} knows block_size={most}, not {cfg.block_size}: --block_size={most}"
+            )
         self.model, self.share, self.watches = model, cfg.teacher_share, ("next_byte",)
         self.teacher = (teacher,)  # in a tuple: no part of this module, its weights and its modes
 
     def forward(self, idx, targets, progress):
         with torch.no_grad():
-            teacher = F.log_softmax(self.teacher[0].head(self.teacher[0].hidden(idx)), dim=-1).flatten(0, 1)
+            teacher = F.log_softmax(
+                self.teacher[0].head(self.teacher[0].hidden(idx)), dim=-1
+            ).flatten(0, 1)
         student = F.log_softmax(self.model.head(self.model.hidden(idx)), dim=-1).flatten(0, 1)
         next_byte = F.nll_loss(student, targets.flatten())
         distance = F.kl_div(student, teacher, reduction="batchmean", log_target=True)

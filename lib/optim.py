@@ -24,15 +24,21 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self):
         for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]  # what is frozen stays as it is
+            params = [
+                p for p in group["params"] if p.grad is not None
+            ]  # what is frozen stays as it is
             if not params:
                 continue
             grad = torch.stack([p.grad for p in params])  # (n, rows, columns)
-            state = self.state[group["params"][0]]  # the group's momentum is one tensor, kept under its first matrix
+            state = self.state[
+                group["params"][0]
+            ]  # the group's momentum is one tensor, kept under its first matrix
             if not state or state["momentum"].shape != grad.shape:
                 state["momentum"] = torch.zeros_like(grad)
             state["momentum"].lerp_(grad, 1 - group["momentum"])
-            update = orthogonal(grad.lerp_(state["momentum"], group["momentum"]).to(self.dtype)).to(grad.dtype)
+            update = orthogonal(grad.lerp_(state["momentum"], group["momentum"]).to(self.dtype)).to(
+                grad.dtype
+            )
             scale = max(1, grad.size(1) / grad.size(2)) ** 0.5
             torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
             torch._foreach_add_(params, list(update.unbind()), alpha=-group["lr"] * scale)
@@ -53,9 +59,16 @@ def make_optimizers(model, cfg, muon_dtype):
     """Muon for the matrices of the layers; AdamW for the embedding, the n-gram table, the matches and Canon layers."""
     matrices = {id(m.weight): m.weight for m in model.modules() if isinstance(m, torch.nn.Linear)}
     others = [p for p in model.parameters() if id(p) not in matrices]
-    assert len(matrices) + len(others) == len(list(model.parameters())), "the optimizers do not hold the whole model"
-    adam = torch.optim.AdamW(others, lr=cfg.adam_lr, betas=(cfg.beta1, cfg.beta2), weight_decay=0.0, fused=True)
-    optimizers = [Muon(matrices.values(), cfg.muon_lr, cfg.momentum, cfg.weight_decay, muon_dtype), adam]
+    assert len(matrices) + len(others) == len(list(model.parameters())), (
+        "the optimizers do not hold the whole model"
+    )
+    adam = torch.optim.AdamW(
+        others, lr=cfg.adam_lr, betas=(cfg.beta1, cfg.beta2), weight_decay=0.0, fused=True
+    )
+    optimizers = [
+        Muon(matrices.values(), cfg.muon_lr, cfg.momentum, cfg.weight_decay, muon_dtype),
+        adam,
+    ]
     for group in (g for o in optimizers for g in o.param_groups):
         group["peak_lr"] = group["lr"]
     return optimizers
@@ -95,14 +108,20 @@ def prepare_for_training(model, machine, compile, rows, T):
     trained, compiled = model, False
     if compile == "on" or (compile == "auto" and machine.device.type == "cuda"):
         try:  # a forward and backward pass proves it
-            idx, trained = torch.zeros(rows, T, dtype=torch.long, device=machine.device), torch.compile(model)
+            idx, trained = (
+                torch.zeros(rows, T, dtype=torch.long, device=machine.device),
+                torch.compile(model),
+            )
             with machine.autocast:
                 loss = trained(idx, torch.zeros_like(idx), torch.zeros((), device=machine.device))
             loss.sum().backward()
             compiled = True
         except Exception as e:
             reason = (str(e).splitlines() or [""])[0]
-            print(f"torch.compile fails here ({type(e).__name__}: {reason}): going on without it", file=sys.stderr)
+            print(
+                f"torch.compile fails here ({type(e).__name__}: {reason}): going on without it",
+                file=sys.stderr,
+            )
             trained = model
         model.zero_grad(set_to_none=True)
     if machine.world > 1:
@@ -117,12 +136,16 @@ def train_step(model, optimizers, batch, micro_batch, autocast, grad_clip, progr
     Returns these rows' mean loss in nats (and what the objective watches) and the gradient's norm, on the device.
     """
     parts, loss = batch.split(micro_batch), 0
-    progress = torch.full((), progress, device=batch.device)  # a tensor: a number would compile anew at every step
+    progress = torch.full(
+        (), progress, device=batch.device
+    )  # a tensor: a number would compile anew at every step
     for i, part in enumerate(parts):
         if isinstance(model, DistributedDataParallel):
             model.require_backward_grad_sync = i == len(parts) - 1
         with autocast:
-            part_loss = model(part[:, :-1].contiguous(), part[:, 1:].contiguous(), progress) / len(parts)
+            part_loss = model(part[:, :-1].contiguous(), part[:, 1:].contiguous(), progress) / len(
+                parts
+            )
         part_loss.view(-1)[0].backward()
         loss = loss + part_loss.detach()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)

@@ -22,15 +22,32 @@ from pathlib import Path
 
 from lib.files import first_line
 
-SHAKESPEARE = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+SHAKESPEARE = (
+    "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+)
 PRESETS = {  # name: (Hub dataset or URL, its configuration, its text column, what it is)
     "stdlib": ("", "", "", "Python's own standard library, 12 MB, from this machine"),
     "shakespeare": (SHAKESPEARE, "", "text", "Tiny Shakespeare, 1.1 MB"),
     "tinystories": ("roneneldan/TinyStories", "", "text", "short stories in simple words, 2 GB"),
-    "wikitext": ("EleutherAI/wikitext_document_level", "wikitext-103-raw-v1", "page", "good articles, 540 MB"),
-    "simplewiki": ("wikimedia/wikipedia", "20231101.simple", "text", "Wikipedia in simple English, 250 MB"),
+    "wikitext": (
+        "EleutherAI/wikitext_document_level",
+        "wikitext-103-raw-v1",
+        "page",
+        "good articles, 540 MB",
+    ),
+    "simplewiki": (
+        "wikimedia/wikipedia",
+        "20231101.simple",
+        "text",
+        "Wikipedia in simple English, 250 MB",
+    ),
     "openwebtext": ("Skylion007/openwebtext", "", "text", "web pages that Reddit linked to, 40 GB"),
-    "fineweb-edu": ("HuggingFaceFW/fineweb-edu", "sample-10BT", "text", "educational web pages, 45 GB"),
+    "fineweb-edu": (
+        "HuggingFaceFW/fineweb-edu",
+        "sample-10BT",
+        "text",
+        "educational web pages, 45 GB",
+    ),
 }
 
 
@@ -57,10 +74,16 @@ class Source:
             self.remote, self.configuration, self.column, _ = PRESETS[word]
         elif word.startswith(("http://", "https://")):
             self.remote, self.configuration = word, ""
-        elif re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?", word) and Path(word).suffix not in {".txt", ".md", *ROWS}:
+        elif re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?", word) and Path(word).suffix not in {
+            ".txt",
+            ".md",
+            *ROWS,
+        }:
             self.remote, _, self.configuration = word.partition(":")
         else:
-            raise ValueError(f"no such file or preset: {word}; presets: {', '.join(PRESETS)}; Hub datasets: OWNER/NAME")
+            raise ValueError(
+                f"no such file or preset: {word}; presets: {', '.join(PRESETS)}; Hub datasets: OWNER/NAME"
+            )
         if not self.remote:
             self.size = sum(p.stat().st_size for p in self.files)
 
@@ -90,7 +113,11 @@ class Source:
         if self.remote.startswith("http"):
             folder.mkdir(exist_ok=True)
             path = folder / (Path(urllib.parse.urlparse(self.remote).path).name or "text")
-            with reached(self.remote), urllib.request.urlopen(self.remote, timeout=10) as answer, path.open("wb") as f:
+            with (
+                reached(self.remote),
+                urllib.request.urlopen(self.remote, timeout=10) as answer,
+                path.open("wb") as f,
+            ):
                 shutil.copyfileobj(answer, f)
                 expected, n = answer.headers.get("Content-Length"), f.tell()
                 if expected and n != int(expected):
@@ -115,7 +142,9 @@ class Source:
                     text = text_of(row, self.column, self.cfg.errors)
                 except ValueError as e:
                     if self.cfg.errors == "strict":
-                        raise ValueError(f"{name}, {where}: {e}; --errors=replace goes on") from None
+                        raise ValueError(
+                            f"{name}, {where}: {e}; --errors=replace goes on"
+                        ) from None
                     self.left_out["broken rows"] += 1
                     continue
                 if text:
@@ -140,7 +169,9 @@ class Source:
 
         datasets.disable_progress_bars()
         datasets.utils.logging.set_verbosity(datasets.utils.logging.CRITICAL)
-        rows = datasets.load_dataset(self.remote, self.configuration or None, split=self.split, streaming=True)
+        rows = datasets.load_dataset(
+            self.remote, self.configuration or None, split=self.split, streaming=True
+        )
         return ((f"row {n}", row) for n, row in enumerate(rows, 1))
 
 
@@ -152,11 +183,15 @@ def one_line(where, advice=""):
     except Exception as e:
         if isinstance(e, ValueError) and str(e).startswith(str(where)):
             raise
-        raise ValueError(f"{where} cannot be {'reached' if advice else 'read'}: {first_line(e)}{advice}") from None
+        raise ValueError(
+            f"{where} cannot be {'reached' if advice else 'read'}: {first_line(e)}{advice}"
+        ) from None
 
 
 def reached(where):
-    return one_line(where, "; offline, `python prepare.py` (the standard library) and local files work")
+    return one_line(
+        where, "; offline, `python prepare.py` (the standard library) and local files work"
+    )
 
 
 def text_of(row, column, errors):
@@ -166,7 +201,9 @@ def text_of(row, column, errors):
     if not isinstance(row, dict):
         raise ValueError(f"a row is {type(row).__name__}, not an object with the column {column!r}")
     if column not in row:
-        raise ValueError(f"there is no column {column!r}; --text_column can be: {', '.join(map(str, row))}")
+        raise ValueError(
+            f"there is no column {column!r}; --text_column can be: {', '.join(map(str, row))}"
+        )
     value = b"" if row[column] is None else row[column]
     if isinstance(value, bytes):
         value = value.decode("utf-8", errors)
@@ -202,7 +239,10 @@ def csv_rows(path, column, errors):
             return
         if header and row:
             wrong = ValueError(f"{len(row)} cells, where the header has {len(header)}")
-            yield f"line {rows.line_num}", wrong if len(row) != len(header) else dict(zip(header, row, strict=True))
+            yield (
+                f"line {rows.line_num}",
+                wrong if len(row) != len(header) else dict(zip(header, row, strict=True)),
+            )
         header = header or row
 
 
@@ -214,7 +254,10 @@ def parquet_rows(path, column, errors):
         if column not in names and file.metadata.num_rows:
             yield "row 1", dict.fromkeys(names)
         for batch in file.iter_batches(1000, columns=[column]) if column in names else ():
-            yield from ((f"row {i}", {column: cell}) for i, cell in enumerate(batch.column(0).to_pylist(), n + 1))
+            yield from (
+                (f"row {i}", {column: cell})
+                for i, cell in enumerate(batch.column(0).to_pylist(), n + 1)
+            )
             n += len(batch)
 
 
@@ -227,10 +270,23 @@ def has_column(path, column, errors):
     return column in row if isinstance(row, dict) else suffix_of(path) in (".jsonl", ".parquet")
 
 
-ROWS = {".jsonl": json_rows, ".json": json_rows, ".csv": csv_rows, ".parquet": parquet_rows}  # a document per row
+ROWS = {
+    ".jsonl": json_rows,
+    ".json": json_rows,
+    ".csv": csv_rows,
+    ".parquet": parquet_rows,
+}  # a document per row
 GZIP = b"\x1f\x8b"
-NOT_TEXT = {b"PK\3\4": "a zip archive", b"\x28\xb5\x2f\xfd": "packed by zstd", b"BZh": "packed by bzip2"}
-NOT_TEXT |= {b"\xfd7zXZ": "packed by xz", b"%PDF": "a PDF", b"PAR1": "parquet: its name must end in .parquet"}
+NOT_TEXT = {
+    b"PK\3\4": "a zip archive",
+    b"\x28\xb5\x2f\xfd": "packed by zstd",
+    b"BZh": "packed by bzip2",
+}
+NOT_TEXT |= {
+    b"\xfd7zXZ": "packed by xz",
+    b"%PDF": "a PDF",
+    b"PAR1": "parquet: its name must end in .parquet",
+}
 NOT_TEXT |= {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 
 
@@ -257,7 +313,9 @@ def lines_of(path, errors):
                 text = line.decode("utf-8", errors)
             except UnicodeDecodeError as e:
                 bad = f"byte {e.start} is 0x{line[e.start]:02X}"
-                raise ValueError(f"{path}, line {number} is not UTF-8: {bad}; --errors=replace goes on") from None
+                raise ValueError(
+                    f"{path}, line {number} is not UTF-8: {bad}; --errors=replace goes on"
+                ) from None
             yield f"line {number}", text.removeprefix("\ufeff") if number == 1 else text
 
 
@@ -266,12 +324,17 @@ def read_text(path, errors):
     decoder, offset = codecs.getincrementaldecoder("utf-8")(errors), 0
     with one_line(path), open_text(path) as f:
         while True:
-            piece, held = f.read(1 << 20), len(decoder.getstate()[0])  # held back: the start of a character
+            piece, held = (
+                f.read(1 << 20),
+                len(decoder.getstate()[0]),
+            )  # held back: the start of a character
             try:
                 text = decoder.decode(piece, final=not piece)
             except UnicodeDecodeError as e:
                 where = f"byte {offset - held + e.start} is 0x{e.object[e.start]:02X}"
-                raise ValueError(f"{path} is not UTF-8: {where}; --errors=replace goes on") from None
+                raise ValueError(
+                    f"{path} is not UTF-8: {where}; --errors=replace goes on"
+                ) from None
             if offset == 0:
                 text = text.removeprefix("\ufeff")
             if text:

@@ -19,7 +19,13 @@ sys.path.insert(0, str(ROOT))
 from config import parse  # noqa: E402
 from lib.files import commit, write_json  # noqa: E402
 
-FIGURES = ("train_bytes_per_second", "first_byte_seconds", "generate_at_512", "generate_at_1024", "generate_at_2048")
+FIGURES = (
+    "train_bytes_per_second",
+    "first_byte_seconds",
+    "generate_at_512",
+    "generate_at_1024",
+    "generate_at_2048",
+)
 FIGURES += ("generate_at_4096", "generate_16_texts")
 
 
@@ -32,11 +38,21 @@ class Options:
     text: str = ""  # a UTF-8 file; empty: the standard library
     rounds: int = 4  # times each commit is measured
     seconds: float = 10.0  # of training in a round
-    eager: bool = False  # without a compiler, whatever the config says (older commits do not look there)
+    eager: bool = (
+        False  # without a compiler, whatever the config says (older commits do not look there)
+    )
 
 
 def measure(folder, config, options):
-    command = [sys.executable, "bench.py", "speed", config, "--rounds=1", f"--seconds={options.seconds}", "--json"]
+    command = [
+        sys.executable,
+        "bench.py",
+        "speed",
+        config,
+        "--rounds=1",
+        f"--seconds={options.seconds}",
+        "--json",
+    ]
     command += ["--compile=off"] if options.eager else []
     command += [f"--text={Path(options.text).resolve()}"] if options.text else []
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
@@ -47,7 +63,9 @@ def main():
     options, _ = parse(Options, sys.argv[1:], __doc__)
     rounds, new = {"old": [], "new": []}, commit()
     with tempfile.TemporaryDirectory() as folder:
-        subprocess.run(["git", "worktree", "add", "--detach", folder, options.old], cwd=ROOT, check=True)
+        subprocess.run(
+            ["git", "worktree", "add", "--detach", folder, options.old], cwd=ROOT, check=True
+        )
         try:
             for i in range(options.rounds):
                 rounds["old"].append(measure(folder, options.old_config or options.config, options))
@@ -62,11 +80,18 @@ def main():
         old, now = ([r[figure] for r in rounds[which]] for which in ("old", "new"))
         ratios = [b / a for a, b in zip(old, now, strict=True)]
         span = f"{min(ratios):.2f} to {max(ratios):.2f}"
-        print(f"{figure:<24} {statistics.median(old):>9,.4g} {statistics.median(now):>9,.4g}", end=" ")
+        print(
+            f"{figure:<24} {statistics.median(old):>9,.4g} {statistics.median(now):>9,.4g}", end=" "
+        )
         print(f"{statistics.median(ratios):.2f} ({span})")
     path = ROOT / "results" / "before_after.json"
     found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-    about = {"old": options.old, "new": new, "config": options.config, "text": Path(options.text).name}
+    about = {
+        "old": options.old,
+        "new": new,
+        "config": options.config,
+        "text": Path(options.text).name,
+    }
     write_json(path, [*found, about | {"rounds": rounds}])
 
 

@@ -62,7 +62,8 @@ def seconds(call, n=30):
 
 def cost_of_reading(model, row, states, k):
     times = [
-        seconds(lambda t=t, state=state: model.head(model.read(row[:, t : t + k], state)[0])) for t, state in states
+        seconds(lambda t=t, state=state: model.head(model.read(row[:, t : t + k], state)[0]))
+        for t, state in states
     ]
     return sum(times) / len(times)
 
@@ -97,7 +98,9 @@ def main():
         idx, targets = batch[:, :-1], batch[:, 1:]
         with torch.no_grad():
             z = model.read(idx, model.start(len(idx)))[0]
-        wanted = torch.stack([targets[:, j + 1 : targets.size(1) - DRAFTS + j + 1] for j in range(DRAFTS)])
+        wanted = torch.stack(
+            [targets[:, j + 1 : targets.size(1) - DRAFTS + j + 1] for j in range(DRAFTS)]
+        )
         loss = F.cross_entropy(log_q(heads, model, z, targets).flatten(0, 2), wanted.flatten())
         optimizer.zero_grad()
         loss.backward()
@@ -116,7 +119,9 @@ def main():
     T = text.size(1) - DRAFTS
     chance = torch.stack(
         [
-            (q[j].gather(2, text[:, j + 1 : j + 1 + T, None])[..., 0] - log_p[:, j + 1 : j + 1 + T]).exp().clamp(max=1)
+            (q[j].gather(2, text[:, j + 1 : j + 1 + T, None])[..., 0] - log_p[:, j + 1 : j + 1 + T])
+            .exp()
+            .clamp(max=1)
             for j in range(DRAFTS)
         ]
     )  # (DRAFTS, ROWS, T) that draft j + 1 is accepted if those before it were
@@ -128,7 +133,9 @@ def main():
         cost = [0.0] + [cost_of_reading(model, row, states, k) for k in range(1, MOST + 1)]
         zs, e = z[:1, :1], norm(model.embed(text[:1, :1]))
         drafting = seconds(lambda: model.head(heads.step(0, zs, e)).softmax(dim=-1).max(), 200)
-    print(f"{path}: loss of the heads {loss.item():.3f} nats; a draft takes {drafting / cost[1]:.2f} of a byte's time")
+    print(
+        f"{path}: loss of the heads {loss.item():.3f} nats; a draft takes {drafting / cost[1]:.2f} of a byte's time"
+    )
     for k in range(1, DRAFTS + 1):
         made = 1 + chance[:k].cumprod(dim=0).mean(dim=(1, 2)).sum().item()
         price = cost[1 + k] + k * drafting

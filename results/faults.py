@@ -31,9 +31,7 @@ from config import Config, parse  # noqa: E402
 from lib.files import load_checkpoint, read_log  # noqa: E402
 
 SHORT = "--short" in sys.argv
-SIZES = (
-    "--block_size=64 --max_patches=32 --n_layer=2 --n_head=2 --n_embd=32 --n_local_embd=16 --n_grams=1 --gram_rows=64"
-)
+SIZES = "--block_size=64 --max_patches=32 --n_layer=2 --n_head=2 --n_embd=32 --n_local_embd=16 --n_grams=1 --gram_rows=64"
 SIZES += " --batch_bytes=512 --dropout=0.1 --device=cpu --dtype=float32 --dataset=words --eval_bytes=2000"
 RUN = f"{SIZES} --max_steps=300 --eval_interval=20 --max_seconds=0 --log_interval=1".split()
 ENV = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -43,13 +41,19 @@ rows = []  # (fault, tries, lost, what was said)
 
 def script(name, *args, **options):
     output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "env": ENV}
-    return subprocess.Popen([sys.executable, str(ROOT / name), *map(str, args)], **output, **options)
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / name), *map(str, args)], **output, **options
+    )
 
 
 def one_line(text):
     """Whether a failure was said in a line: no traceback, and a last line of the script's own."""
     lines = text.strip().splitlines()
-    return "Traceback" not in text and bool(lines) and bool(re.match(r"(train|prepare|sample|bench)\.py: ", lines[-1]))
+    return (
+        "Traceback" not in text
+        and bool(lines)
+        and bool(re.match(r"(train|prepare|sample|bench)\.py: ", lines[-1]))
+    )
 
 
 def note(fault, tries, lost, said):
@@ -74,21 +78,38 @@ def kills_of_training(n):
         while True:
             process = script("train.py", *args)
             try:
-                said = process.communicate(timeout=random.uniform(0.55, 1.0) * usual if kills < n else None)[0]
+                said = process.communicate(
+                    timeout=random.uniform(0.55, 1.0) * usual if kills < n else None
+                )[0]
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.communicate()
                 kills += 1
                 continue
             break
-        log = [(e["step"], e["bpb"]) for e in read_log(Path(f"out/killed{ends}/log.jsonl")) if e["event"] == "eval"]
-        expected = [(e["step"], e["bpb"]) for e in read_log(Path("out/whole/log.jsonl")) if e["event"] == "eval"]
-        lost += process.returncode != 0 or not same(whole, weights(f"out/killed{ends}/last.pt")) or log != expected
+        log = [
+            (e["step"], e["bpb"])
+            for e in read_log(Path(f"out/killed{ends}/log.jsonl"))
+            if e["event"] == "eval"
+        ]
+        expected = [
+            (e["step"], e["bpb"])
+            for e in read_log(Path("out/whole/log.jsonl"))
+            if e["event"] == "eval"
+        ]
+        lost += (
+            process.returncode != 0
+            or not same(whole, weights(f"out/killed{ends}/last.pt"))
+            or log != expected
+        )
         if lost:
             print(said[-500:])
         ends += 1
     note(
-        "kill -9 of train.py, then --resume=auto", kills, lost, f"{ends} runs ended bit for bit as without, log and all"
+        "kill -9 of train.py, then --resume=auto",
+        kills,
+        lost,
+        f"{ends} runs ended bit for bit as without, log and all",
     )
 
 
@@ -129,7 +150,12 @@ def flips(n):
             seen += 1
             lost += "\n" in str(e)
         raw[place // 8] ^= 1 << place % 8
-    note("one flipped bit in a checkpoint", n, lost, f"{seen} refused in a line, {n - seen} where it changes nothing")
+    note(
+        "one flipped bit in a checkpoint",
+        n,
+        lost,
+        f"{seen} refused in a line, {n - seen} where it changes nothing",
+    )
 
 
 def odd_inputs(n):
@@ -181,7 +207,10 @@ def odd_inputs(n):
     refused = lost = 0
     for i in range(n):
         try:
-            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            with (
+                contextlib.redirect_stdout(io.StringIO()),
+                contextlib.redirect_stderr(io.StringIO()),
+            ):
                 if i % 4 == 0:
                     parse(
                         Config,
@@ -190,23 +219,35 @@ def odd_inputs(n):
                         "config/demo.py",
                     )
                 elif i % 4 == 1:
-                    lines = [f"{random.choice(knobs)} = {random.choice(values)!r}" for _ in range(3)]
+                    lines = [
+                        f"{random.choice(knobs)} = {random.choice(values)!r}" for _ in range(3)
+                    ]
                     Path("odd.py").write_text(
-                        "\n".join([*lines, random.choice(["", "1/0", "import nothing", "def"])]), errors="replace"
+                        "\n".join([*lines, random.choice(["", "1/0", "import nothing", "def"])]),
+                        errors="replace",
                     )
                     parse(Config, ["odd.py"], "", "config/demo.py")
                 elif i % 4 == 2:
-                    suffix = random.choice(["txt", "csv", "jsonl", "json", "parquet", "txt.gz", "jsonl.gz", "md"])
+                    suffix = random.choice(
+                        ["txt", "csv", "jsonl", "json", "parquet", "txt.gz", "jsonl.gz", "md"]
+                    )
                     content = b"".join(random.choices(words, k=random.randint(0, 60)))
-                    content = gzip.compress(content) if suffix.endswith("gz") and random.random() < 0.7 else content
+                    content = (
+                        gzip.compress(content)
+                        if suffix.endswith("gz") and random.random() < 0.7
+                        else content
+                    )
                     Path(f"odd.{suffix}").write_bytes(content)
                     errors = random.choice(["strict", "replace"])
-                    prepare.main([f"odd.{suffix}", "--name=odd", "--overwrite", f"--errors={errors}"])
+                    prepare.main(
+                        [f"odd.{suffix}", "--name=odd", "--overwrite", f"--errors={errors}"]
+                    )
                 else:
                     lines = Path("out/whole/log.jsonl").read_bytes().splitlines()[:20]
                     for _ in range(5):
                         lines.insert(
-                            random.randrange(len(lines)), b"".join(random.choices(words, k=4)).replace(b"\n", b"")
+                            random.randrange(len(lines)),
+                            b"".join(random.choices(words, k=4)).replace(b"\n", b""),
                         )
                     Path("odd.jsonl").write_bytes(b"\n".join(lines))
                     assert len(read_log(Path("odd.jsonl"))) >= 19
@@ -227,7 +268,9 @@ def odd_inputs(n):
 def full_disk(n):
     lost, said = 0, ""
     for i in range(n):
-        limit = random.randint(200_000, 900_000)  # bytes of a file: a stand-in for a disk that fills up
+        limit = random.randint(
+            200_000, 900_000
+        )  # bytes of a file: a stand-in for a disk that fills up
         grow = lambda limit=limit: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))  # noqa: E731
         process = script("train.py", *RUN, "--n_embd=64", f"--out_dir=out/full{i}", preexec_fn=grow)
         text = process.communicate()[0]
@@ -251,16 +294,27 @@ def two_at_once(n):
             refused = [text for text, code in zip(said, ended, strict=True) if code]
             lost += 0 not in ended or not all(map(one_line, refused))
         lost += not same(weights("out/whole/last.pt"), weights(f"out/two{i}/last.pt"))
-        lost += Path(f"data/two{i}/train.bin").read_bytes() != Path("data/big/train.bin").read_bytes()
+        lost += (
+            Path(f"data/two{i}/train.bin").read_bytes() != Path("data/big/train.bin").read_bytes()
+        )
     note(
-        "two train.py, two prepare.py into one folder", 2 * n, lost, "one ends as alone, the other is refused in a line"
+        "two train.py, two prepare.py into one folder",
+        2 * n,
+        lost,
+        "one ends as alone, the other is refused in a line",
     )
 
 
 def stopped(n):
     lost = 0
     for i in range(n):
-        args = [*SIZES.split(), "--max_steps=0", "--max_seconds=6", "--eval_interval=0", f"--out_dir=out/stopped{i}"]
+        args = [
+            *SIZES.split(),
+            "--max_steps=0",
+            "--max_seconds=6",
+            "--eval_interval=0",
+            f"--out_dir=out/stopped{i}",
+        ]
         process = script("train.py", *args)
         while "step 1 " not in process.stdout.readline():
             pass
@@ -294,13 +348,17 @@ def lost_ranks(n):
             process = subprocess.Popen(command, env=ENV, stdout=said, stderr=subprocess.DEVNULL)
         while "\nval " not in Path(f"rank{i}.txt").read_text():  # until there is a checkpoint
             time.sleep(0.05)
-        children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+        children = subprocess.run(
+            ["pgrep", "-P", str(process.pid)], capture_output=True, text=True
+        ).stdout.split()
         os.kill(int(children[-1]), signal.SIGKILL)
         try:
             process.wait(timeout=90)
         except subprocess.TimeoutExpired:
             hung += 1
-            children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+            children = subprocess.run(
+                ["pgrep", "-P", str(process.pid)], capture_output=True, text=True
+            ).stdout.split()
             for number in (process.pid, *map(int, children)):
                 os.kill(number, signal.SIGKILL)
             process.wait()
@@ -317,7 +375,11 @@ def lost_ranks(n):
 def main():
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
-        text = " ".join(random.choices(["the", "of", "and", "in", "is", "that", "for", "was", "with", "not"], k=40_000))
+        text = " ".join(
+            random.choices(
+                ["the", "of", "and", "in", "is", "that", "for", "was", "with", "not"], k=40_000
+            )
+        )
         Path("words.txt").write_text(text)
         prepare.main(["words.txt"])
         kills_of_training(3 if SHORT else 25)

@@ -29,7 +29,13 @@ for T in LENGTHS:
     model.may_drop = cfg.dropout > 0
     model.drop.fill_(cfg.dropout)
     rows = torch.from_numpy(Data(cfg, "train").batch(1, 0, BATCH // T, T)).to(machine.device)
-    runs[T] = model, make_optimizers(model, cfg, machine.muon_dtype), rows, machine.rows_per_pass(len(rows), 0, T), cfg
+    runs[T] = (
+        model,
+        make_optimizers(model, cfg, machine.muon_dtype),
+        rows,
+        machine.rows_per_pass(len(rows), 0, T),
+        cfg,
+    )
 for i in range(ROUNDS + 1):
     for T, (model, optimizers, rows, micro_batch, cfg) in runs.items():
         machine.synchronize()
@@ -39,7 +45,17 @@ for i in range(ROUNDS + 1):
         seconds[T] += [time.perf_counter() - start] * (i > 0)  # (the first warms up)
 medians = {T: statistics.median(s) for T, s in seconds.items()}
 for T in LENGTHS:
-    ratio, spread = medians[T] / medians[LENGTHS[0]], f"{min(seconds[T]):.2f} to {max(seconds[T]):.2f}"
-    print(f"{T:>6} bytes: {BATCH / medians[T]:>8,.0f} bytes/s, {ratio:.2f}x per byte ({spread} s, n={ROUNDS})")
-about = {"config": config, "device": machine.name, "dtype": machine.dtype_name, "threads": torch.get_num_threads()}
+    ratio, spread = (
+        medians[T] / medians[LENGTHS[0]],
+        f"{min(seconds[T]):.2f} to {max(seconds[T]):.2f}",
+    )
+    print(
+        f"{T:>6} bytes: {BATCH / medians[T]:>8,.0f} bytes/s, {ratio:.2f}x per byte ({spread} s, n={ROUNDS})"
+    )
+about = {
+    "config": config,
+    "device": machine.name,
+    "dtype": machine.dtype_name,
+    "threads": torch.get_num_threads(),
+}
 print(json.dumps(about | {"torch": torch.__version__, "seconds": seconds}))

@@ -19,7 +19,11 @@ import time
 
 os.environ["WANDB_MODE"] = "disabled"
 path, train_file, val_file, name, seconds = sys.argv[1:6]
-path, files, seconds = os.path.abspath(path), [os.path.abspath(f) for f in (train_file, val_file)], float(seconds)
+path, files, seconds = (
+    os.path.abspath(path),
+    [os.path.abspath(f) for f in (train_file, val_file)],
+    float(seconds),
+)
 sys.path.insert(0, path)
 os.chdir(path)
 
@@ -47,10 +51,17 @@ def symbols(texts, most_bytes):
     for text in texts:
         text = text[: most_bytes - size]
         if by_bytes:
-            for token in [*embedder.pooling_tokenizer.encode(text), embedder.pooling_tokenizer.eot_token]:
+            for token in [
+                *embedder.pooling_tokenizer.encode(text),
+                embedder.pooling_tokenizer.eot_token,
+            ]:
                 if token not in bytes_of:
-                    found = embedder.byte_tokenizer.encode(embedder.pooling_tokenizer.decode([token]))[:12]
-                    bytes_of[token] = found + [embedder.byte_tokenizer.pad_token] * (12 - len(found))
+                    found = embedder.byte_tokenizer.encode(
+                        embedder.pooling_tokenizer.decode([token])
+                    )[:12]
+                    bytes_of[token] = found + [embedder.byte_tokenizer.pad_token] * (
+                        12 - len(found)
+                    )
                 ids.append(bytes_of[token])
         else:
             ids += embedder.tokenize_input(text)
@@ -91,8 +102,14 @@ def score():
             logp = model(val[None, i : i + len(target)])[0].float().log_softmax(-1)
         nats = -logp.gather(-1, target[None, ..., None])[0, ..., 0]
         bits += nats.sum().item() / math.log(2)
-        text_bits += nats[target != embedder.byte_tokenizer.pad_token].sum().item() / math.log(2) if by_bytes else 0
-    return {"bpb": bits / val_bytes} | ({"bpb_without_padding": text_bits / val_bytes} if by_bytes else {})
+        text_bits += (
+            nats[target != embedder.byte_tokenizer.pad_token].sum().item() / math.log(2)
+            if by_bytes
+            else 0
+        )
+    return {"bpb": bits / val_bytes} | (
+        {"bpb_without_padding": text_bits / val_bytes} if by_bytes else {}
+    )
 
 
 warm_up = CosineLRScheduler(5000, 30000, rates.lr, rates.min_lr)
@@ -105,7 +122,12 @@ start, losses = time.time(), []
 while time.time() - start < seconds:
     losses.append(step(scheduler, min(len(losses), n_steps)))
     if len(losses) % 20 == 0:
-        print(f"step {len(losses)} of about {n_steps}: {np.mean(losses[-20:]):.4f} nats, {time.time() - start:.0f} s")
+        print(
+            f"step {len(losses)} of about {n_steps}: {np.mean(losses[-20:]):.4f} nats, {time.time() - start:.0f} s"
+        )
 found = {"config": name, "params": sum(p.numel() for p in model.parameters()), "steps": len(losses)}
-found |= {"seconds": round(time.time() - start), "bytes_read": round(len(losses) * T * n_bytes / len(data))}
+found |= {
+    "seconds": round(time.time() - start),
+    "bytes_read": round(len(losses) * T * n_bytes / len(data)),
+}
 print(json.dumps(found | {"train_loss": float(np.mean(losses[-20:]))} | score()))

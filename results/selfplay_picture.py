@@ -18,7 +18,10 @@ def main():
         for i, path in enumerate(sorted(FOLDER.glob(f"tictactoe-{opponent}-seed*/log.jsonl"))):
             log = [json.loads(line) for line in path.read_text().splitlines()]
             evals = [e for e in log if e["event"] == "eval"]
-            lines = [[int(e[key].split("/")[0]) / int(e[key].split("/")[1]) for e in evals] for key in LINES]
+            lines = [
+                [int(e[key].split("/")[0]) / int(e[key].split("/")[1]) for e in evals]
+                for key in LINES
+            ]
             lost = [*lines, [e["perfect_second"][2] for e in evals]]
             for axes, values in zip(panels, lost, strict=True):
                 minutes = [e["elapsed"] / 60 for e in evals]

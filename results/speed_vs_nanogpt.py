@@ -43,8 +43,12 @@ def worker(arm, size, path, fast):
     spec = SIZES[size]
     batch, steps = spec["batch"], spec["steps"]
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=fast)
-    text = torch.frombuffer(bytearray((ROOT / "model.py").read_bytes() * 20), dtype=torch.uint8).long()
-    starts = torch.randint(len(text) - T - 1, (100, batch), generator=torch.Generator().manual_seed(0))
+    text = torch.frombuffer(
+        bytearray((ROOT / "model.py").read_bytes() * 20), dtype=torch.uint8
+    ).long()
+    starts = torch.randint(
+        len(text) - T - 1, (100, batch), generator=torch.Generator().manual_seed(0)
+    )
     torch.manual_seed(0)
     if arm == "nanogpt":
         sys.path.insert(0, path)
@@ -61,7 +65,9 @@ def worker(arm, size, path, fast):
 
         cfg = train.Config(pooling=arm, block_size=T, max_steps=1, **spec[arm])
         model = STLM(cfg)
-        optimizers = train.make_optimizers(model, cfg, train.pick_dtype("auto", torch.device("cpu"))[0])
+        optimizers = train.make_optimizers(
+            model, cfg, train.pick_dtype("auto", torch.device("cpu"))[0]
+        )
         train.keep_freed_memory()
         loss_of = torch.compile(model) if fast else model
     for step in range(2 + steps):
@@ -94,7 +100,13 @@ def main():
         speeds, arms = {}, ("nanogpt", "none", "space")
         for _ in range(int(options.get("rounds", 5))):
             for arm in arms:
-                command = [sys.executable, __file__, words[0], f"--worker={arm},{size}", *(["--fast"] if fast else [])]
+                command = [
+                    sys.executable,
+                    __file__,
+                    words[0],
+                    f"--worker={arm},{size}",
+                    *(["--fast"] if fast else []),
+                ]
                 done = subprocess.run(command, capture_output=True, text=True, check=True)
                 speed, parameters = json.loads(done.stdout.splitlines()[-1])
                 speeds.setdefault(arm, []).append(speed)
@@ -110,7 +122,9 @@ def main():
             }
             line |= {"dtype": "bfloat16+compile" if fast else "float32", "rounds": len(ratios)}
             line |= {"bytes_per_second_median": round(statistics.median(speeds[arm]))}
-            line |= {f"ratio_{f.__name__}": round(f(ratios), 2) for f in (min, statistics.median, max)}
+            line |= {
+                f"ratio_{f.__name__}": round(f(ratios), 2) for f in (min, statistics.median, max)
+            }
             print(json.dumps(line), flush=True)
 
 

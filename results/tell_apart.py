@@ -24,7 +24,14 @@ from model import STLM, ModelConfig
 from selfplay import write_on
 
 PREFIX, LENGTH, TRAIN_ROWS, VAL_ROWS, STEPS, BATCH = 64, 256, 3072, 384, 500, 64
-SHAPE = {"block_size": LENGTH, "n_layer": 1, "n_head": 2, "n_embd": 32, "n_local_embd": 48, "n_grams": 2}
+SHAPE = {
+    "block_size": LENGTH,
+    "n_layer": 1,
+    "n_head": 2,
+    "n_embd": 32,
+    "n_local_embd": 48,
+    "n_grams": 2,
+}
 SHAPE |= {"gram_rows": 800, "gram_width": 16}
 
 
@@ -44,7 +51,10 @@ def pairs(model, data, n, seed):
     """Real rows (n, LENGTH) and the model's continuations of their beginnings (n, LENGTH)."""
     real = torch.from_numpy(data.batch(seed, 0, n, LENGTH)[:, :LENGTH])
     u = uniform(seed, n, LENGTH - PREFIX, "cpu")
-    own = [write_on(model, a[:, :PREFIX], b) for a, b in zip(real.split(256), u.split(256), strict=True)]
+    own = [
+        write_on(model, a[:, :PREFIX], b)
+        for a, b in zip(real.split(256), u.split(256), strict=True)
+    ]
     return real, torch.cat(own)
 
 
@@ -63,7 +73,9 @@ def main():
         is_real = torch.cat((torch.ones(BATCH // 2), torch.zeros(BATCH // 2)))
         for _ in range(STEPS):
             rows = torch.randint(TRAIN_ROWS, (BATCH // 2,), generator=order)
-            loss = F.binary_cross_entropy_with_logits(classifier(torch.cat((real[rows], own[rows]))), is_real)
+            loss = F.binary_cross_entropy_with_logits(
+                classifier(torch.cat((real[rows], own[rows]))), is_real
+            )
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -71,7 +83,10 @@ def main():
         real, own = pairs(model, val, n_val, seed=2)
         with torch.no_grad():
             right = torch.cat([classifier(real) > 0, classifier(own) <= 0]).double().mean().item()
-        print(f"{folder} told_apart={right:.4f} rows={2 * n_val} last_loss={loss.item():.4f}", flush=True)
+        print(
+            f"{folder} told_apart={right:.4f} rows={2 * n_val} last_loss={loss.item():.4f}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

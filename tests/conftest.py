@@ -13,7 +13,25 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-WORDS = ["the", "of", "and", "to", "in", "is", "that", "for", "it", "as", "was", "with", "be", "by", "on", "not", "he"]
+WORDS = [
+    "the",
+    "of",
+    "and",
+    "to",
+    "in",
+    "is",
+    "that",
+    "for",
+    "it",
+    "as",
+    "was",
+    "with",
+    "be",
+    "by",
+    "on",
+    "not",
+    "he",
+]
 
 
 # the models of the tests are tiny; and where other work keeps a core busy, two threads wait for each other
@@ -24,7 +42,9 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser):
-    parser.addoption("--device", default="cpu", help="where the laws of test_model.py are tried: cpu, cuda, mps")
+    parser.addoption(
+        "--device", default="cpu", help="where the laws of test_model.py are tried: cpu, cuda, mps"
+    )
 
 
 def write_dataset(folder, train, val):
@@ -34,7 +54,12 @@ def write_dataset(folder, train, val):
     for split, text in (("train", train), ("val", val)):
         (folder / f"{split}.bin").write_bytes(text)
         n = len(text) - text.count(0xFF)
-        meta[split] = {"bytes": n, "symbols": len(text), "documents": 1, "sha256": hashlib.sha256(text).hexdigest()}
+        meta[split] = {
+            "bytes": n,
+            "symbols": len(text),
+            "documents": 1,
+            "sha256": hashlib.sha256(text).hexdigest(),
+        }
     (folder / "meta.json").write_text(json.dumps(meta))
 
 
@@ -48,9 +73,22 @@ def data_dir(tmp_path_factory):
     return folder
 
 
-SMALL = ["--dataset=words", "--block_size=32", "--max_patches=16", "--n_layer=2", "--n_head=2", "--n_embd=32"]
+SMALL = [
+    "--dataset=words",
+    "--block_size=32",
+    "--max_patches=16",
+    "--n_layer=2",
+    "--n_head=2",
+    "--n_embd=32",
+]
 SMALL += ["--n_local_embd=16", "--n_grams=1", "--gram_rows=64", "--batch_bytes=256", "--device=cpu"]
-SMALL += ["--dtype=float32", "--max_seconds=0", "--eval_interval=0", "--eval_bytes=500", "--log_interval=1"]
+SMALL += [
+    "--dtype=float32",
+    "--max_seconds=0",
+    "--eval_interval=0",
+    "--eval_bytes=500",
+    "--log_interval=1",
+]
 
 
 @pytest.fixture

@@ -26,8 +26,17 @@ POOLINGS = ["none", "fixed", "space"]
 def tiny(pooling="space", **knobs):
     """A small model, all weights random."""
     torch.manual_seed(0)
-    sizes = {"block_size": 48, "max_patch": 5, "n_layer": 2, "n_head": 2, "n_embd": 32, "n_local_embd": 24}
-    model = STLM(ModelConfig(pooling=pooling, **(sizes | {"n_grams": 1, "gram_rows": 64} | knobs))).eval()
+    sizes = {
+        "block_size": 48,
+        "max_patch": 5,
+        "n_layer": 2,
+        "n_head": 2,
+        "n_embd": 32,
+        "n_local_embd": 24,
+    }
+    model = STLM(
+        ModelConfig(pooling=pooling, **(sizes | {"n_grams": 1, "gram_rows": 64} | knobs))
+    ).eval()
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.2)
     return model
@@ -51,8 +60,18 @@ def some_items(n=30, seed=0):
         choices = [" " + words(1, 12) for _ in range(rng.randint(2, 5))]
         items.append({"context": context, "choices": choices, "answer": i % 2})
         if i % 5 == 0:
-            items.append({"context_options": [context + "x", context + "yy"], "continuation": choices[0], "answer": 1})
-    return [*items, {"context": "a", "choices": ["b", "c"], "answer": 0}, {**items[1], "choices": [" b", " b"]}]
+            items.append(
+                {
+                    "context_options": [context + "x", context + "yy"],
+                    "continuation": choices[0],
+                    "answer": 1,
+                }
+            )
+    return [
+        *items,
+        {"context": "a", "choices": ["b", "c"], "answer": 0},
+        {**items[1], "choices": [" b", " b"]},
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +80,13 @@ def home(tmp_path_factory, data_dir):
     from conftest import SMALL
 
     home = tmp_path_factory.mktemp("home")
-    args = [*SMALL, f"--data_dir={data_dir}", f"--out_dir={home / 'out/run'}", "--max_steps=30", "--eval_interval=10"]
+    args = [
+        *SMALL,
+        f"--data_dir={data_dir}",
+        f"--out_dir={home / 'out/run'}",
+        "--max_steps=30",
+        "--eval_interval=10",
+    ]
     assert train.main(args) == 0
     return home
 
@@ -91,7 +116,10 @@ def alone(model, context, continuation):
     total, greedy = 0.0, True
     for i, byte in enumerate(continuation):
         logits = logits_after(model, context + continuation[:i])
-        total, greedy = total + logits.log_softmax(0)[byte].item(), greedy and int(logits.argmax()) == byte
+        total, greedy = (
+            total + logits.log_softmax(0)[byte].item(),
+            greedy and int(logits.argmax()) == byte,
+        )
     return total, greedy
 
 
@@ -109,7 +137,9 @@ def test_scores_are_sums_over_single_bytes_whatever_shares_a_batch(pooling):
         found = score(model, [items[i] for i in order], done.append, at_once)
         for i, scores in zip(order, found, strict=True):
             assert [greedy for _, greedy in scores] == [greedy for _, greedy in expected[i]]
-            assert [nats for nats, _ in scores] == pytest.approx([nats for nats, _ in expected[i]], abs=1e-3)
+            assert [nats for nats, _ in scores] == pytest.approx(
+                [nats for nats, _ in expected[i]], abs=1e-3
+            )
         assert sum(done) == sum(map(len, items)), "the progress bar arrives at its end"
 
 
@@ -117,20 +147,30 @@ def test_a_batch_is_no_larger_than_it_may_be_with_its_padding(monkeypatch):
     items = [[(b"", b"short choice"), (b"", b"other one")] for _ in range(40)]
     items += [[(b"", b"long " * 80), (b"", b"x" * 100)], [(b"y" * 300, b"a"), (b"y" * 300, b"b")]]
     read, sizes, model = STLM.read, [], tiny()
-    monkeypatch.setattr(STLM, "read", lambda self, idx, state: sizes.append(idx.numel()) or read(self, idx, state))
+    monkeypatch.setattr(
+        STLM, "read", lambda self, idx, state: sizes.append(idx.numel()) or read(self, idx, state)
+    )
     score(model, items, at_once=900)
     assert max(sizes) <= 900 and len(sizes) < 12
 
 
 def test_a_uniform_model_scores_chance_and_eight_bits(data_dir):
     """Choices of equal length tie, and a tie is not a point for whoever stands first."""
-    model, cfg = uniform(), Config(dataset="words", data_dir=str(data_dir), max_steps=1, block_size=32)
+    model, cfg = (
+        uniform(),
+        Config(dataset="words", data_dir=str(data_dir), max_steps=1, block_size=32),
+    )
     for stride in (0, 5, 16, 32):
-        assert bits_per_byte(model, Data(cfg, "val"), 32, stride=stride)["bpb"] == pytest.approx(8.0, abs=1e-6)
+        assert bits_per_byte(model, Data(cfg, "val"), 32, stride=stride)["bpb"] == pytest.approx(
+            8.0, abs=1e-6
+        )
     items = [{"context": "", "choices": ["good one", "evil one"], "answer": 0, "group": "g"}] * 7
     found = benchmark(model, "t", items, BenchConfig())
     assert found["acc"] == found["chance"] == 0.5 and found["groups"]["g"] == {"n": 7, "acc": 0.5}
-    items = [{"context": "Q", "choices": [f" {c}" * 3 for c in "abcd"], "answer": i % 4} for i in range(6)]
+    items = [
+        {"context": "Q", "choices": [f" {c}" * 3 for c in "abcd"], "answer": i % 4}
+        for i in range(6)
+    ]
     found = benchmark(model, "t", items, BenchConfig())
     assert found["acc"] == found["acc_norm"] == found["acc_bytes"] == found["chance"] == 0.25
 
@@ -145,14 +185,20 @@ def test_metrics_and_their_errors():
     options = {"context_options": ["a", "b"], "continuation": "c", "answer": 0}
     assert grades(options, [-1.0, -2.0]) == {"acc": 1.0}
     lone = {"context": "c", "choices": [" ab"], "answer": 0}
-    assert grade(lone, [(-2.0, True)]) == {"acc": 1.0, "logp": -2.0} and grade(lone, [(-2.0, False)])["acc"] == 0.0
+    assert (
+        grade(lone, [(-2.0, True)]) == {"acc": 1.0, "logp": -2.0}
+        and grade(lone, [(-2.0, False)])["acc"] == 0.0
+    )
     found = bench.summary([item] * 4, [{"acc": a} for a in (1, 0, 0, 1)])
     assert found["acc"] == 0.5 and found["acc_stderr"] == pytest.approx(math.sqrt(1 / 3) / 2)
 
 
 def test_bpe_bits_are_per_byte_of_text(gpt2_files, tmp_path):
     """A uniform BPE model pays log2(50257) for each token, divided by the bytes of the text, not of the tokens."""
-    model, text = uniform(pooling="none", tokenizer="gpt2", n_grams=0), "The naïve café — 日本 🐍.\n" * 30
+    model, text = (
+        uniform(pooling="none", tokenizer="gpt2", n_grams=0),
+        "The naïve café — 日本 🐍.\n" * 30,
+    )
     data = Data.of_text(model.cfg, text.encode())
     found = bits_per_byte(model, data, 48)
     assert found["bytes"] == len(text.encode())
@@ -199,8 +245,13 @@ def test_stride_scores_each_byte_once_with_the_context_it_says(data_dir):
             x = model.read(torch.tensor([[int(s) for s in before]]), model.start(1))[0]
             total -= model.head(x[0, -1]).double().log_softmax(0)[int(data.symbols[t])].item()
     found = bits_per_byte(model, data, T, stride=stride)
-    assert found["nats"] == pytest.approx(total, rel=1e-4) and found["bytes"] == (data.symbols != model.eot).sum()
-    assert bits_per_byte(model, data, T, stride=T)["nats"] == pytest.approx(bits_per_byte(model, data, T)["nats"])
+    assert (
+        found["nats"] == pytest.approx(total, rel=1e-4)
+        and found["bytes"] == (data.symbols != model.eot).sum()
+    )
+    assert bits_per_byte(model, data, T, stride=T)["nats"] == pytest.approx(
+        bits_per_byte(model, data, T)["nats"]
+    )
 
 
 # --- items -----------------------------------------------------------------------------------------------------------
@@ -233,30 +284,65 @@ def test_malformed_items_are_refused_with_file_and_line(line, tmp_path):
 
 
 def test_limit_is_a_random_subset_of_the_items():
-    items = [{"context": "", "choices": ["a", "b"], "answer": 0, "group": str(i)} for i in range(200)]
+    items = [
+        {"context": "", "choices": ["a", "b"], "answer": 0, "group": str(i)} for i in range(200)
+    ]
     model = uniform()
     takes = [benchmark(model, "t", items, BenchConfig(limit=40, seed=s)) for s in (1, 1, 2)]
     groups = [{int(g) for g in t["groups"]} for t in takes]
     assert takes[0]["n"] == len(groups[0]) == 40 and takes[0]["of"] == 200
-    assert groups[0] == groups[1] != groups[2] and 60 < sum(groups[0]) / 40 < 140, "from all over the file"
+    assert groups[0] == groups[1] != groups[2] and 60 < sum(groups[0]) / 40 < 140, (
+        "from all over the file"
+    )
 
 
 def test_items_from_the_hub_are_worded_as_in_the_harness(monkeypatch):
     blimp = {"sentence_good": "He goes.", "sentence_bad": "He go.", "UID": "wh_island"}
-    arc = {"question": "Why?", "choices": {"text": ["a", "b"], "label": ["1", "2"]}, "answerKey": "2"}
+    arc = {
+        "question": "Why?",
+        "choices": {"text": ["a", "b"], "label": ["1", "2"]},
+        "answerKey": "2",
+    }
     mmlu = {"question": " Why? ", "subject": "law", "choices": ["a", "b", "c", "d"], "answer": 3}
-    swag = {"activity_label": "Cook", "ctx_a": "He cuts [x] it.", "ctx_b": "she", "endings": ["eats [title] it", "no"]}
+    swag = {
+        "activity_label": "Cook",
+        "ctx_a": "He cuts [x] it.",
+        "ctx_b": "she",
+        "endings": ["eats [title] it", "no"],
+    }
     wino = {"sentence": "A beat B so _ won.", "option1": "A", "option2": "B", "answer": "2"}
-    rows = {"nyu-mll/blimp": blimp, "allenai/ai2_arc": arc, "cais/mmlu": mmlu, "allenai/winogrande": wino}
+    rows = {
+        "nyu-mll/blimp": blimp,
+        "allenai/ai2_arc": arc,
+        "cais/mmlu": mmlu,
+        "allenai/winogrande": wino,
+    }
     rows["Rowan/hellaswag"] = swag | {"label": "1"}
     monkeypatch.setattr(datasets, "load_dataset", lambda path, config, split: [rows[path]])
     monkeypatch.setattr(datasets, "get_dataset_config_names", lambda path: ["wh_island"])
     found = {task: next(hub_items(task)) for task in bench.HUB_TASKS}
-    assert found["blimp"] == {"context": "", "choices": ["He goes.", "He go."], "answer": 0, "group": "wh_island"}
-    assert found["arc_easy"] == {"context": "Question: Why?\nAnswer:", "choices": [" a", " b"], "answer": 1}
+    assert found["blimp"] == {
+        "context": "",
+        "choices": ["He goes.", "He go."],
+        "answer": 0,
+        "group": "wh_island",
+    }
+    assert found["arc_easy"] == {
+        "context": "Question: Why?\nAnswer:",
+        "choices": [" a", " b"],
+        "answer": 1,
+    }
     assert found["mmlu"]["context"] == "Question: Why?\nAnswer:" and found["mmlu"]["group"] == "law"
-    assert found["hellaswag"] == {"context": "Cook: He cuts it. She", "choices": [" eats. it", " no"], "answer": 1}
-    options = {"context_options": ["A beat B so A", "A beat B so B"], "continuation": " won.", "answer": 1}
+    assert found["hellaswag"] == {
+        "context": "Cook: He cuts it. She",
+        "choices": [" eats. it", " no"],
+        "answer": 1,
+    }
+    options = {
+        "context_options": ["A beat B so A", "A beat B so B"],
+        "continuation": " won.",
+        "answer": 1,
+    }
     assert found["winogrande"] == options
 
 
@@ -269,7 +355,9 @@ def test_eval_writes_what_it_prints_and_keeps_other_figures(at_home, capsys):
     Path("a.txt").write_text("the of and to in is that for it as was with é日本\n" * 40)
     printed = call(capsys, "eval", "--data=items", "--tasks=val,mine", "--json").out
     first = json.loads(Path("out/run/eval.json").read_text())
-    assert json.loads(printed) == first and first["tasks"]["mine"]["n"] == first["tasks"]["mine"]["of"]
+    assert (
+        json.loads(printed) == first and first["tasks"]["mine"]["n"] == first["tasks"]["mine"]["of"]
+    )
     verdict = json.loads(Path("out/run/run.json").read_text())["verdict"]
     assert f"{first['val']['bpb']:.4f}" == verdict["val_bpb"], "training's own figure"
     assert first["val"]["bpb_stride"] < first["val"]["bpb"], "more context helps"
@@ -317,12 +405,17 @@ def test_without_the_hub_what_can_be_scored_is_scored(at_home, capsys, monkeypat
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
     monkeypatch.setattr(datasets, "get_dataset_config_names", unreachable)
     done = call(capsys, "eval")
-    assert "val:" in done.out and "blimp: left out: not from the Hub (no network); --data=DIR" in done.err
+    assert (
+        "val:" in done.out
+        and "blimp: left out: not from the Hub (no network); --data=DIR" in done.err
+    )
     with pytest.raises(ValueError, match="blimp: not from the Hub"):
         bench.main(["eval", "--tasks=blimp"])
 
 
-SIZES = "n_layer=1\nn_head=2\nn_embd=32\nn_local_embd=16\nblock_size=64\nbatch_bytes=512\nmax_steps=1\n"
+SIZES = (
+    "n_layer=1\nn_head=2\nn_embd=32\nn_local_embd=16\nblock_size=64\nbatch_bytes=512\nmax_steps=1\n"
+)
 
 
 @pytest.mark.slow
@@ -333,13 +426,21 @@ def test_speed_measures_every_arm_in_every_round(tmp_path):
     args = ["--rounds=2", "--seconds=0.1", "--device=cpu", "--dtype=float32", "--json"]
     done = run("bench.py", "speed", tmp_path / "a.py", tmp_path / "wide.py", *args, cwd=tmp_path)
     a, wide = json.loads(done.stdout)["arms"]
-    assert len(a["rounds"]) == len(wide["rounds"]) == 2 and a["training"] == "float32, eager" and a["mfu"] is None
+    assert (
+        len(a["rounds"]) == len(wide["rounds"]) == 2
+        and a["training"] == "float32, eager"
+        and a["mfu"] is None
+    )
     assert a["parameters"] < wide["parameters"] and wide["flops_per_byte"] > 5 * a["flops_per_byte"]
     keys = ["train_bytes_per_second", "first_byte_seconds", "generate_16_texts"]
     for key in keys + [f"generate_at_{n}" for n in (512, 1024, 2048, 4096)]:
         assert a[key]["ratio"] == {"mean": 1, "min": 1, "max": 1} and wide[key]["mean"] > 0
         ratios = [w[key] / v[key] for v, w in zip(a["rounds"], wide["rounds"], strict=True)]
-        assert wide[key]["ratio"] == {"mean": pytest.approx(sum(ratios) / 2), "min": min(ratios), "max": max(ratios)}
+        assert wide[key]["ratio"] == {
+            "mean": pytest.approx(sum(ratios) / 2),
+            "min": min(ratios),
+            "max": max(ratios),
+        }
     assert sys.platform != "linux" or 0.05 < a["peak_memory_gb"]["mean"] < 5
 
 
@@ -348,7 +449,9 @@ def test_speed_measures_every_arm_in_every_round(tmp_path):
 
 def test_the_harness_gets_the_same_numbers(at_home, tmp_path):
     """One task of each kind, from local files, through lm-eval's own code."""
-    lm_eval = pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed (pip install lm-eval)")
+    lm_eval = pytest.importorskip(
+        "lm_eval", reason="lm-evaluation-harness is not installed (pip install lm-eval)"
+    )
     from lm_eval.api.task import ConfigurableTask
 
     from tools.harness import Harness
@@ -356,24 +459,42 @@ def test_the_harness_gets_the_same_numbers(at_home, tmp_path):
     ours = {"cloze": [], "whole": [], "partial": []}
     for item in some_items(80):
         kind = "partial" if "continuation" in item else "cloze" if item["context"] else "whole"
-        if len(set(item.get("choices", item.get("context_options")))) > 1 and len(item.get("choices", [0])) != 5:
+        if (
+            len(set(item.get("choices", item.get("context_options")))) > 1
+            and len(item.get("choices", [0])) != 5
+        ):
             ours[kind].append(item)
     lm = Harness("out/run", device="cpu")
     for kind, items in ours.items():
         path = tmp_path / f"{kind}.jsonl"
         path.write_text("".join(json.dumps(i) + "\n" for i in items))
-        config = {"task": kind, "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(path)}}}
-        config |= {"test_split": "test", "output_type": "multiple_choice", "doc_to_target": "{{answer}}"}
+        config = {
+            "task": kind,
+            "dataset_path": "json",
+            "dataset_kwargs": {"data_files": {"test": str(path)}},
+        }
+        config |= {
+            "test_split": "test",
+            "output_type": "multiple_choice",
+            "doc_to_target": "{{answer}}",
+        }
         strip = lambda d: [c.removeprefix(" ") for c in d["choices"]]  # noqa: E731
         config |= {"doc_to_text": "{{context}}", "doc_to_choice": strip, "target_delimiter": " "}
         if kind == "partial":
-            config |= {"doc_to_text": lambda d: d["answer"], "doc_to_choice": lambda d: d["context_options"]}
+            config |= {
+                "doc_to_text": lambda d: d["answer"],
+                "doc_to_choice": lambda d: d["context_options"],
+            }
             config |= {"doc_to_target": lambda d: d["continuation"].removeprefix(" ")}
         metrics = ["acc", "acc_norm"] if kind == "cloze" else ["acc"]
-        config["metric_list"] = [{"metric": m, "aggregation": "mean", "higher_is_better": True} for m in metrics]
+        config["metric_list"] = [
+            {"metric": m, "aggregation": "mean", "higher_is_better": True} for m in metrics
+        ]
         if kind == "whole":
             config |= {"target_delimiter": "", "doc_to_choice": lambda d: d["choices"]}
-        theirs = lm_eval.evaluate(lm, {kind: ConfigurableTask(config=config)}, bootstrap_iters=0)["results"][kind]
+        theirs = lm_eval.evaluate(lm, {kind: ConfigurableTask(config=config)}, bootstrap_iters=0)[
+            "results"
+        ][kind]
         found = benchmark(lm.model, kind, list(local_items(path)), BenchConfig())
         assert len(items) > 10
         for metric in metrics:
@@ -382,13 +503,43 @@ def test_the_harness_gets_the_same_numbers(at_home, tmp_path):
 
 def test_the_harness_from_the_command_line(at_home, tmp_path):
     """As the README has it, without a device: lm-eval's own default is the first GPU, here or not."""
-    pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed (pip install lm-eval)")
+    pytest.importorskip(
+        "lm_eval", reason="lm-evaluation-harness is not installed (pip install lm-eval)"
+    )
     item = {"context": "the of", "choices": ["and", "xq zzv"], "answer": 0}
     (tmp_path / "mine.jsonl").write_text("".join(json.dumps(item) + "\n" for _ in range(12)))
-    task = {"task": "mine", "dataset_path": "json", "test_split": "test", "output_type": "multiple_choice"}
-    task |= {"dataset_kwargs": {"data_files": {"test": str(tmp_path / "mine.jsonl")}}, "doc_to_text": "{{context}}"}
-    task |= {"doc_to_choice": "{{choices}}", "doc_to_target": "{{answer}}", "metric_list": [{"metric": "acc"}]}
+    task = {
+        "task": "mine",
+        "dataset_path": "json",
+        "test_split": "test",
+        "output_type": "multiple_choice",
+    }
+    task |= {
+        "dataset_kwargs": {"data_files": {"test": str(tmp_path / "mine.jsonl")}},
+        "doc_to_text": "{{context}}",
+    }
+    task |= {
+        "doc_to_choice": "{{choices}}",
+        "doc_to_target": "{{answer}}",
+        "metric_list": [{"metric": "acc"}],
+    }
     (tmp_path / "mine.yaml").write_text(json.dumps(task))  # (JSON is YAML)
-    args = ["--model", "stlm", "--model_args", "out_dir=out/run", "--tasks", "mine", "--include_path", str(tmp_path)]
-    done = run("tools.harness", *args, "--limit", "5", cwd=Path.cwd(), env={"HF_HOME": str(tmp_path / "hf")})
+    args = [
+        "--model",
+        "stlm",
+        "--model_args",
+        "out_dir=out/run",
+        "--tasks",
+        "mine",
+        "--include_path",
+        str(tmp_path),
+    ]
+    done = run(
+        "tools.harness",
+        *args,
+        "--limit",
+        "5",
+        cwd=Path.cwd(),
+        env={"HF_HOME": str(tmp_path / "hf")},
+    )
     assert "|mine |" in done.stdout and "|acc   |" in done.stdout

@@ -20,18 +20,42 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_the_default(tmp_p
     path.write_text(
         '"""Why."""\nimport math\n_half = 64\nmax_seconds = 5\nn_embd = 2 * _half\nn_head = int(math.sqrt(4))\n'
     )
-    cfg = read(str(path), "--n_layer", "3", "--adam_lr=1e-3", "--overwrite", "--max_seconds=7", "--seed=1_000")
-    assert (cfg.n_embd, cfg.n_head, cfg.n_layer, cfg.adam_lr, cfg.max_seconds) == (128, 2, 3, 1e-3, 7.0)
-    assert cfg.overwrite and cfg.seed == 1000 and cfg.intuition == "Why." and cfg.out_dir == "out/mine"
-    steps = parse(Config, [str(path), "--max_steps=1e3"], "", DEFAULT, either=("max_steps", "max_seconds"))[0]
-    assert (steps.max_steps, steps.max_seconds) == (1000, 0), "one length on the command line replaces the file's"
+    cfg = read(
+        str(path),
+        "--n_layer",
+        "3",
+        "--adam_lr=1e-3",
+        "--overwrite",
+        "--max_seconds=7",
+        "--seed=1_000",
+    )
+    assert (cfg.n_embd, cfg.n_head, cfg.n_layer, cfg.adam_lr, cfg.max_seconds) == (
+        128,
+        2,
+        3,
+        1e-3,
+        7.0,
+    )
+    assert (
+        cfg.overwrite and cfg.seed == 1000 and cfg.intuition == "Why." and cfg.out_dir == "out/mine"
+    )
+    steps = parse(
+        Config, [str(path), "--max_steps=1e3"], "", DEFAULT, either=("max_steps", "max_seconds")
+    )[0]
+    assert (steps.max_steps, steps.max_seconds) == (1000, 0), (
+        "one length on the command line replaces the file's"
+    )
 
 
 def test_a_file_builds_on_another(tmp_path):
     path = tmp_path / "child.py"
     path.write_text('"""Wider."""\nfrom config.stlm_10m import *\n\nn_embd = n_embd * 2\n')
     cfg = read(str(path))
-    assert cfg.n_embd == 640 and cfg.n_grams == read("config/stlm_10m.py").n_grams and cfg.intuition == "Wider."
+    assert (
+        cfg.n_embd == 640
+        and cfg.n_grams == read("config/stlm_10m.py").n_grams
+        and cfg.intuition == "Wider."
+    )
 
 
 @pytest.mark.parametrize(
@@ -42,7 +66,10 @@ def test_a_file_builds_on_another(tmp_path):
         (["--n_layer=2.5"], ["n_layer", "int"]),
         (["--n_layer"], ["n_layer", "needs a value"]),
         (["--share_ffn=maybe"], ["share_ffn", "true/false"]),
-        (["--pooling=spaces"], ["pooling='spaces'", "'none', 'fixed', 'space'", "did you mean 'space'"]),
+        (
+            ["--pooling=spaces"],
+            ["pooling='spaces'", "'none', 'fixed', 'space'", "did you mean 'space'"],
+        ),
         (["--n_head=5"], ["n_embd", "n_head", "multiple"]),
         (["--max_steps=5"], ["max_steps=5", "max_seconds=180"]),
         (["--dropout=1.5"], ["dropout=1.5"]),
@@ -91,7 +118,11 @@ def test_help_lists_every_knob_and_fits_two_screens(capsys):
 def test_help_shows_what_the_command_would_run(capsys):
     with pytest.raises(SystemExit) as e:
         parse(
-            Config, ["config/stlm_10m.py", "--max_seconds=60", "--help"], "usage", DEFAULT, ("max_steps", "max_seconds")
+            Config,
+            ["config/stlm_10m.py", "--max_seconds=60", "--help"],
+            "usage",
+            DEFAULT,
+            ("max_steps", "max_seconds"),
         )
     text = capsys.readouterr().out
     assert e.value.code == 0 and "values are those of config/stlm_10m.py" in text
@@ -120,6 +151,8 @@ def test_a_lead_names_only_knobs_that_are_there():
         parse(SampleConfig, ["--learning_rate=1"], "usage")
 
 
-@pytest.mark.parametrize("word, choice", [("True", "on"), ("1", "on"), ("False", "off"), ("auto", "auto")])
+@pytest.mark.parametrize(
+    "word, choice", [("True", "on"), ("1", "on"), ("False", "off"), ("auto", "auto")]
+)
 def test_compile_takes_yes_and_no(word, choice):
     assert read(f"--compile={word}").compile == choice

@@ -33,7 +33,9 @@ def trained(data_dir, tmp_path_factory):
     from conftest import SMALL
 
     out = tmp_path_factory.mktemp("damage") / "run"
-    train.main([*SMALL, f"--data_dir={data_dir}", "--max_steps=6", "--eval_interval=3", f"--out_dir={out}"])
+    train.main(
+        [*SMALL, f"--data_dir={data_dir}", "--max_steps=6", "--eval_interval=3", f"--out_dir={out}"]
+    )
     return out
 
 
@@ -57,9 +59,14 @@ def evil_files(path):
     torch.save(good | {"model": Evil()}, path.with_name("model.pt"))
     torch.save(good | {"config": {"n_layer": Evil()}}, path.with_name("config.pt"))
     torch.save(good | {"more": [Evil()]}, path.with_name("more.pt"))
-    torch.save(good | {"model": Evil()}, path.with_name("legacy.pt"), _use_new_zipfile_serialization=False)
+    torch.save(
+        good | {"model": Evil()}, path.with_name("legacy.pt"), _use_new_zipfile_serialization=False
+    )
     path.with_name("pickle.pt").write_bytes(pickle.dumps({"model": Evil()}))
-    return [path.with_name(f"{name}.pt") for name in ("bare", "model", "config", "more", "legacy", "pickle")]
+    return [
+        path.with_name(f"{name}.pt")
+        for name in ("bare", "model", "config", "more", "legacy", "pickle")
+    ]
 
 
 def test_a_checkpoint_never_runs_code(run_folder, monkeypatch, tmp_path):
@@ -122,9 +129,14 @@ def test_what_is_left_of_a_run_is_used_and_said(run_folder, capsys):
     (run_folder / "best.pt").write_bytes(b"broken")
     _, checkpoint, path = load_run(run_folder, "best")
     assert path.name == "last.pt" and checkpoint["step"] == 6
-    assert "best.pt cannot be used" in (said := capsys.readouterr().err) and "last.pt is used instead" in said
+    assert (
+        "best.pt cannot be used" in (said := capsys.readouterr().err)
+        and "last.pt is used instead" in said
+    )
     sample.main([f"--out_dir={run_folder}", "--max_new_bytes=5", "--device=cpu"])
-    train.main([f"--out_dir={run_folder}", "--resume", "--max_steps=7"])  # a broken best.pt does not matter
+    train.main(
+        [f"--out_dir={run_folder}", "--resume", "--max_steps=7"]
+    )  # a broken best.pt does not matter
     (run_folder / "last.pt").write_bytes(b"broken")
     with pytest.raises(ValueError, match=r"last.pt cannot be used.*best.pt is left: --init_from"):
         train.main([f"--out_dir={run_folder}", "--resume", "--max_steps=9"])
@@ -160,9 +172,28 @@ def damage(folder, kind):
         (folder / "meta.json").write_text(json.dumps(meta))
 
 
-KINDS = ["cut", "longer", "absent", "json", "html", "list", (("dtype",), "object"), (("dtype",), "float64")]
-KINDS += [(("dtype",), None), (("tokenizer",), "spaces"), (("train", "symbols"), None), (("train", "symbols"), -5)]
-KINDS += [(("val", "bytes"), 0), (("val", "sha256"), None), (("vocab_size",), "many"), (("train",), 7)]
+KINDS = [
+    "cut",
+    "longer",
+    "absent",
+    "json",
+    "html",
+    "list",
+    (("dtype",), "object"),
+    (("dtype",), "float64"),
+]
+KINDS += [
+    (("dtype",), None),
+    (("tokenizer",), "spaces"),
+    (("train", "symbols"), None),
+    (("train", "symbols"), -5),
+]
+KINDS += [
+    (("val", "bytes"), 0),
+    (("val", "sha256"), None),
+    (("vocab_size",), "many"),
+    (("train",), 7),
+]
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
@@ -170,7 +201,14 @@ def test_a_damaged_dataset_trains_nothing(data_dir, small, tmp_path, kind):
     shutil.copytree(data_dir / "words", tmp_path / "data" / "words")
     damage(tmp_path / "data" / "words", kind)
     with pytest.raises(ValueError, match=r"words.(meta.json|train.bin|val.bin)|no dataset") as e:
-        train.main([*small, f"--data_dir={tmp_path / 'data'}", "--max_steps=1", f"--out_dir={tmp_path / 'run'}"])
+        train.main(
+            [
+                *small,
+                f"--data_dir={tmp_path / 'data'}",
+                "--max_steps=1",
+                f"--out_dir={tmp_path / 'run'}",
+            ]
+        )
     assert "\n" not in str(e.value) and not (tmp_path / "run").exists()
 
 
@@ -182,10 +220,20 @@ def test_one_changed_byte_is_seen_on_resume_and_in_eval(data_dir, run_folder, tm
         raw[50] ^= 1
         path.write_bytes(raw)
         with pytest.raises(ValueError, match=rf"{split}.bin is damaged or other text"):
-            train.main([f"--out_dir={run_folder}", "--resume", f"--data_dir={folder}", "--max_steps=8"])
+            train.main(
+                [f"--out_dir={run_folder}", "--resume", f"--data_dir={folder}", "--max_steps=8"]
+            )
         if split == "val":
             with pytest.raises(ValueError, match=r"val.bin is damaged"):
-                bench.main(["eval", f"--out_dir={run_folder}", f"--data_dir={folder}", "--tasks=val", "--device=cpu"])
+                bench.main(
+                    [
+                        "eval",
+                        f"--out_dir={run_folder}",
+                        f"--data_dir={folder}",
+                        "--tasks=val",
+                        "--device=cpu",
+                    ]
+                )
             raw[50] ^= 1
             path.write_bytes(raw)
 
@@ -207,10 +255,19 @@ def test_tokens_beyond_the_vocabulary_are_refused(tmp_path):
     (tmp_path / "t" / "meta.json").write_text(json.dumps(meta))
     for split in ("train", "val"):
         (tmp_path / "t" / f"{split}.bin").write_bytes(raw)
-    cfg = Config(dataset="t", data_dir=str(tmp_path), tokenizer="gpt2", gpt2_vocab=300, pooling="none", max_steps=1)
+    cfg = Config(
+        dataset="t",
+        data_dir=str(tmp_path),
+        tokenizer="gpt2",
+        gpt2_vocab=300,
+        pooling="none",
+        max_steps=1,
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("lib.data.symbol_lengths", lambda *_: np.ones(300, dtype=np.int64))
-        with pytest.raises(ValueError, match=r"train.bin has the token 300, but its vocabulary ends at 299"):
+        with pytest.raises(
+            ValueError, match=r"train.bin has the token 300, but its vocabulary ends at 299"
+        ):
             Data(cfg, "train")
 
 
@@ -220,13 +277,24 @@ def test_tokens_beyond_the_vocabulary_are_refused(tmp_path):
 def test_lines_that_are_no_event_are_named_and_left_out(run_folder, capsys):
     path = run_folder / "log.jsonl"
     lines = path.read_bytes().splitlines()
-    bad = [b"garbage}", b"\xff\xfe", b'{"a":1}', lines[1][:9] + lines[2], b"[]", b'{"event": 3, "step": 1}']
+    bad = [
+        b"garbage}",
+        b"\xff\xfe",
+        b'{"a":1}',
+        lines[1][:9] + lines[2],
+        b"[]",
+        b'{"event": 3, "step": 1}',
+    ]
     path.write_bytes(b"\n".join([*lines[:2], *bad, *lines[2:], b'{"event": "tra']))
     assert len(read_log(path)) == len(lines)
     said = capsys.readouterr().err
-    assert all(f"log.jsonl, line {n} is no event" in said for n in (3, 4, 5, 6, 7, 8, len(lines) + 7))
+    assert all(
+        f"log.jsonl, line {n} is no event" in said for n in (3, 4, 5, 6, 7, 8, len(lines) + 7)
+    )
     train.main([f"--out_dir={run_folder}", "--resume", "--max_steps=7"])
-    assert [e["event"] for e in read_log(path)].count("end") == 1 and "garbage" not in path.read_text()
+    assert [e["event"] for e in read_log(path)].count(
+        "end"
+    ) == 1 and "garbage" not in path.read_text()
 
 
 # --- two at once -----------------------------------------------------------------------------------------------------
@@ -236,7 +304,9 @@ def test_a_lock_keeps_others_out_until_its_process_ends(tmp_path):
     path = tmp_path / ".lock"
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from lib.files import lock; from pathlib import Path\n"
     code += f"with lock(Path({str(path)!r}), 'in use'): print('held', flush=True); sys.stdin.read()"
-    holder = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     assert holder.stdout.readline() == "held\n"
     with pytest.raises(ValueError, match="in use"), lock(path, "in use"):
         pass
@@ -249,11 +319,22 @@ def test_a_lock_keeps_others_out_until_its_process_ends(tmp_path):
 
 def test_two_runs_into_one_folder_and_what_would_be_thrown_away(small, tmp_path, run_folder):
     out = tmp_path / "new"
-    with lock(tmp_path / ".new.lock", ""), pytest.raises(ValueError, match=r"in use by another run"):
+    with (
+        lock(tmp_path / ".new.lock", ""),
+        pytest.raises(ValueError, match=r"in use by another run"),
+    ):
         train.main([*small, "--max_steps=1", f"--out_dir={out}"])
     assert not out.exists()
     with pytest.raises(ValueError, match="would be thrown away"):
-        train.main([*small, "--max_steps=1", f"--init_from={run_folder}", f"--out_dir={run_folder}", "--overwrite"])
+        train.main(
+            [
+                *small,
+                "--max_steps=1",
+                f"--init_from={run_folder}",
+                f"--out_dir={run_folder}",
+                "--overwrite",
+            ]
+        )
     assert (run_folder / "last.pt").exists()
     out.mkdir()
     for name in ("log.jsonl", "best.pt", "eval.json"):
@@ -276,17 +357,37 @@ def test_resume_auto_starts_or_goes_on(small, tmp_path):
     train.main([*args, "--max_steps=5"])  # nothing left to do: it is said once
     log = read_log(tmp_path / "run" / "log.jsonl")
     assert [e["step"] for e in log if e["event"] == "train"] == [1, 2, 3, 4, 5]
-    assert [e["event"] for e in log].count("end") == 1 and [e["step"] for e in log if e["event"] == "eval"] == [3, 5]
-    (tmp_path / "run" / "last.pt").unlink()  # killed before the first checkpoint: there is nothing to go on from
+    assert [e["event"] for e in log].count("end") == 1 and [
+        e["step"] for e in log if e["event"] == "eval"
+    ] == [3, 5]
+    (
+        tmp_path / "run" / "last.pt"
+    ).unlink()  # killed before the first checkpoint: there is nothing to go on from
     train.main([*args, "--max_steps=2"])
     assert load_checkpoint(tmp_path / "run" / "last.pt")["step"] == 2
 
 
-def test_passes_and_rates_may_change_on_resume_and_the_advice_is_taken(small, tmp_path, monkeypatch):
+def test_passes_and_rates_may_change_on_resume_and_the_advice_is_taken(
+    small, tmp_path, monkeypatch
+):
     out = f"--out_dir={tmp_path / 'run'}"
     train.main([*small, "--max_steps=2", out])
-    train.main([*small, "--max_steps=3", "--resume", "--micro_batch=2", "--muon_lr=0.001", "--adam_lr=0.0005", out])
-    groups = [g for o in load_checkpoint(tmp_path / "run" / "last.pt")["optimizers"] for g in o["param_groups"]]
+    train.main(
+        [
+            *small,
+            "--max_steps=3",
+            "--resume",
+            "--micro_batch=2",
+            "--muon_lr=0.001",
+            "--adam_lr=0.0005",
+            out,
+        ]
+    )
+    groups = [
+        g
+        for o in load_checkpoint(tmp_path / "run" / "last.pt")["optimizers"]
+        for g in o["param_groups"]
+    ]
     assert {g["peak_lr"] for g in groups} == {0.001, 0.0005}
     with pytest.raises(ValueError, match=r"micro_batch=3.*try --micro_batch=2$"):
         train.main(["--max_steps=4", "--resume", "--micro_batch=3", out])
@@ -304,7 +405,9 @@ def test_an_evaluation_that_was_due_is_made_on_resume(small, tmp_path, monkeypat
     args = [*small, "--max_steps=8", "--eval_interval=4"]
     train.main([*args, f"--out_dir={tmp_path / 'whole'}"])
     scored = run.bits_per_byte
-    monkeypatch.setattr(run, "bits_per_byte", lambda *_, **__: 1 / 0)  # dies between checkpoint and evaluation
+    monkeypatch.setattr(
+        run, "bits_per_byte", lambda *_, **__: 1 / 0
+    )  # dies between checkpoint and evaluation
     with pytest.raises(ZeroDivisionError):
         train.main([*args, f"--out_dir={tmp_path / 'parts'}"])
     monkeypatch.setattr(run, "bits_per_byte", scored)
@@ -317,8 +420,16 @@ def test_an_evaluation_that_was_due_is_made_on_resume(small, tmp_path, monkeypat
 
 
 def test_a_process_that_was_stopped_does_not_pay_for_it(tmp_path, data_dir, small):
-    command = [sys.executable, str(ROOT / "train.py"), *small, "--max_seconds=4", f"--out_dir={tmp_path / 'run'}"]
-    process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, text=True)
+    command = [
+        sys.executable,
+        str(ROOT / "train.py"),
+        *small,
+        "--max_seconds=4",
+        f"--out_dir={tmp_path / 'run'}",
+    ]
+    process = subprocess.Popen(
+        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, text=True
+    )
     while "step 20 " not in process.stdout.readline():
         pass
     process.send_signal(signal.SIGSTOP)
@@ -327,7 +438,10 @@ def test_a_process_that_was_stopped_does_not_pay_for_it(tmp_path, data_dir, smal
     process.communicate(timeout=120)
     log = read_log(tmp_path / "run" / "log.jsonl")
     steps = [e for e in log if e["event"] == "train"]
-    unpaid = [(b["time"] - a["time"]) - (b["elapsed"] - a["elapsed"]) for a, b in itertools.pairwise(steps)]
+    unpaid = [
+        (b["time"] - a["time"]) - (b["elapsed"] - a["elapsed"])
+        for a, b in itertools.pairwise(steps)
+    ]
     assert max(unpaid) > 2.5
     assert steps[-1]["lr_scale"] < max(e["lr_scale"] for e in steps), "the schedule still decays"
 
@@ -348,7 +462,13 @@ def test_a_log_that_cannot_be_written_does_not_cost_the_steps(small, tmp_path, m
 
 
 def test_more_context_brings_more_patches_and_too_few_are_named(data_dir, tmp_path, capsys):
-    base = [str(ROOT / "config/demo.py"), "--dataset=words", f"--data_dir={data_dir}", "--device=cpu", "--max_steps=1"]
+    base = [
+        str(ROOT / "config/demo.py"),
+        "--dataset=words",
+        f"--data_dir={data_dir}",
+        "--device=cpu",
+        "--max_steps=1",
+    ]
     base += ["--n_layer=1", "--eval_bytes=500", "--gram_rows=64", "--batch_bytes=2048"]
     train.main([*base, "--block_size=1024", f"--out_dir={tmp_path / 'a'}"])
     said = capsys.readouterr().out
@@ -368,16 +488,29 @@ def test_frozen_weights_stay_and_the_others_move(data_dir, tmp_path):
     from lib.optim import make_optimizers, train_step
     from model import STLM
 
-    cfg = Config(block_size=32, n_layer=1, n_head=1, n_embd=16, n_local_embd=8, max_steps=1, weight_decay=0.5)
+    cfg = Config(
+        block_size=32, n_layer=1, n_head=1, n_embd=16, n_local_embd=8, max_steps=1, weight_decay=0.5
+    )
     torch.manual_seed(0)
     model = STLM(cfg).train()
     frozen = model.layers[0].attention.qkv.weight if hasattr(model, "layers") else None
-    frozen = frozen if frozen is not None else next(m.weight for m in model.modules() if isinstance(m, torch.nn.Linear))
+    frozen = (
+        frozen
+        if frozen is not None
+        else next(m.weight for m in model.modules() if isinstance(m, torch.nn.Linear))
+    )
     frozen.requires_grad_(False)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     optimizers = make_optimizers(model, cfg, torch.float32)
     for _ in range(2):
-        train_step(model, optimizers, torch.randint(0, 255, (2, 33)), 2, torch.autocast("cpu", enabled=False), 1.0)
+        train_step(
+            model,
+            optimizers,
+            torch.randint(0, 255, (2, 33)),
+            2,
+            torch.autocast("cpu", enabled=False),
+            1.0,
+        )
     name = next(k for k, v in model.named_parameters() if v is frozen)
     moved = [k for k, v in model.named_parameters() if not torch.equal(before[k], v)]
     assert name not in moved and len(moved) > 5
@@ -393,7 +526,11 @@ def test_impossible_choices_are_named(trained):
     from model import sample as draw
 
     logits = torch.randn(4, 256, generator=torch.Generator().manual_seed(0))
-    assert draw(logits, temperature=1e-40) == logits.argmax(dim=1).tolist() == draw(logits, temperature=0)
+    assert (
+        draw(logits, temperature=1e-40)
+        == logits.argmax(dim=1).tolist()
+        == draw(logits, temperature=0)
+    )
 
 
 def test_one_choice_and_nothing_are_scored(trained, tmp_path):
@@ -405,12 +542,23 @@ def test_one_choice_and_nothing_are_scored(trained, tmp_path):
     bench.main(args)
     found = json.loads((trained / "eval.json").read_text())["tasks"]["lambada"]
     [[(nats, greedy)]] = bench.score(model, [[(b"the of", b" and")]])
-    assert found["acc"] == float(greedy) and found["logp"] == pytest.approx(nats, rel=1e-5) and found["chance"] == 0
+    assert (
+        found["acc"] == float(greedy)
+        and found["logp"] == pytest.approx(nats, rel=1e-5)
+        and found["chance"] == 0
+    )
 
 
 def test_a_byte_order_mark_is_no_text(trained, tmp_path, capsys):
     (tmp_path / "p.txt").write_bytes(b"\xef\xbb\xbfthe of")
-    sample.main([f"--out_dir={trained}", f"--prompt_file={tmp_path / 'p.txt'}", "--max_new_bytes=3", "--device=cpu"])
+    sample.main(
+        [
+            f"--out_dir={trained}",
+            f"--prompt_file={tmp_path / 'p.txt'}",
+            "--max_new_bytes=3",
+            "--device=cpu",
+        ]
+    )
     assert capsys.readouterr().out.startswith("the of")
 
 
@@ -430,9 +578,13 @@ def test_the_way_on_after_a_loss_that_is_not_finite(small, tmp_path, monkeypatch
         with pytest.raises(ValueError, match="gradient norm nan") as e:
             train.main(args)
         monkeypatch.setattr(train, "train_step", step)
-        train.main([*args, *re.findall(r"--[a-z_]+(?:=[\d.e-]+)?", str(e.value))])  # the words of the message
+        train.main(
+            [*args, *re.findall(r"--[a-z_]+(?:=[\d.e-]+)?", str(e.value))]
+        )  # the words of the message
         checkpoint = load_checkpoint(out / "last.pt")
-        assert checkpoint["step"] == 9 and checkpoint["config"]["muon_lr"] == pytest.approx(0.02 / 3, rel=0.05)
+        assert checkpoint["step"] == 9 and checkpoint["config"]["muon_lr"] == pytest.approx(
+            0.02 / 3, rel=0.05
+        )
 
 
 def test_out_of_memory_is_one_line(tmp_path, data_dir, small):
@@ -441,5 +593,7 @@ def test_out_of_memory_is_one_line(tmp_path, data_dir, small):
     code += "optim.train_step = lambda *a: torch.empty(1 << 50); "  # a petabyte
     code += f"runpy.run_path({str(ROOT / 'train.py')!r}, run_name='__main__')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 1 and done.stderr.startswith("train.py: out of memory: halve --micro_batch"), done.stderr
+    assert done.returncode == 1 and done.stderr.startswith(
+        "train.py: out of memory: halve --micro_batch"
+    ), done.stderr
     assert done.stderr.count("\n") == 1

@@ -13,7 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from config import Config
-from lib.data import Data, bits_per_byte, continuation_start, decode, encode, newest_dataset, symbol_lengths
+from lib.data import (
+    Data,
+    bits_per_byte,
+    continuation_start,
+    decode,
+    encode,
+    newest_dataset,
+    symbol_lengths,
+)
 from model import STLM, ModelConfig
 
 
@@ -35,16 +43,25 @@ def test_an_epoch_visits_each_byte_once_and_all_but_fewer_than_T(size, T, epoch)
     rows = np.concatenate([data.batch(3, step, 1, T) for step in range(epoch * n, epoch * n + n)])
     targets = rows[:, 1:].ravel()
     assert len(set(targets)) == len(targets) > size - T
-    assert (rows[:, 1:] == (rows[:, :-1] + 1) % size).all(), "a row is a slice of the (circular) text"
+    assert (rows[:, 1:] == (rows[:, :-1] + 1) % size).all(), (
+        "a row is a slice of the (circular) text"
+    )
 
 
 def test_epochs_differ_and_seeds_differ_and_both_repeat():
     data, n = make_data(np.arange(1000)), 100
     epochs = [
-        np.concatenate([data.batch(s, e * n + i, 1, 10) for i in range(n)]) for s, e in ((1, 0), (1, 1), (2, 0), (1, 0))
+        np.concatenate([data.batch(s, e * n + i, 1, 10) for i in range(n)])
+        for s, e in ((1, 0), (1, 1), (2, 0), (1, 0))
     ]
-    assert not (epochs[0] == epochs[1]).all() and not (epochs[0] == epochs[2]).all() and (epochs[0] == epochs[3]).all()
-    assert epochs[0][:, 0].min() % 10 != epochs[1][:, 0].min() % 10, "windows start at another offset"
+    assert (
+        not (epochs[0] == epochs[1]).all()
+        and not (epochs[0] == epochs[2]).all()
+        and (epochs[0] == epochs[3]).all()
+    )
+    assert epochs[0][:, 0].min() % 10 != epochs[1][:, 0].min() % 10, (
+        "windows start at another offset"
+    )
 
 
 @pytest.mark.parametrize("world", [2, 4])
@@ -63,10 +80,14 @@ def test_ranks_share_the_global_batch(world):
 def test_bits_per_byte_is_the_sum_over_every_byte_of_the_file(pooling):
     """Against one byte at a time; EOT counts in neither sum; windows of T and a short last one."""
     torch.manual_seed(0)
-    model = STLM(ModelConfig(pooling=pooling, block_size=16, n_layer=1, n_head=1, n_embd=16, n_local_embd=16)).eval()
+    model = STLM(
+        ModelConfig(pooling=pooling, block_size=16, n_layer=1, n_head=1, n_embd=16, n_local_embd=16)
+    ).eval()
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.3)
-    symbols = np.frombuffer(b"one two three\xfffour five, six seven eight\xffnine ten eleven", dtype=np.uint8)
+    symbols = np.frombuffer(
+        b"one two three\xfffour five, six seven eight\xffnine ten eleven", dtype=np.uint8
+    )
     total, before = 0.0, 255
     for start in range(0, len(symbols), 16):
         window = [before, *symbols[start : start + 16].tolist()]
@@ -85,12 +106,19 @@ def test_bits_per_byte_is_the_sum_over_every_byte_of_the_file(pooling):
 def test_uniform_model_scores_eight_bits():
     model = STLM(ModelConfig(block_size=16, n_layer=1, n_head=1, n_embd=16, n_local_embd=16))
     model.embed.weight.data.zero_()
-    assert bits_per_byte(model, make_data(np.arange(200) % 256), 16)["bpb"] == pytest.approx(8.0, abs=1e-6)
+    assert bits_per_byte(model, make_data(np.arange(200) % 256), 16)["bpb"] == pytest.approx(
+        8.0, abs=1e-6
+    )
 
 
 def test_evaluation_reports_overflow():
-    model = STLM(ModelConfig(block_size=16, max_patches=4, n_layer=1, n_head=1, n_embd=16, n_local_embd=16))
-    few, many = np.frombuffer(b"abcdefg hijklmn " * 8, np.uint8), np.frombuffer(b"a b c d e f g h " * 8, np.uint8)
+    model = STLM(
+        ModelConfig(block_size=16, max_patches=4, n_layer=1, n_head=1, n_embd=16, n_local_embd=16)
+    )
+    few, many = (
+        np.frombuffer(b"abcdefg hijklmn " * 8, np.uint8),
+        np.frombuffer(b"a b c d e f g h " * 8, np.uint8),
+    )
     assert bits_per_byte(model, make_data(few), 16)["overflow"] == 0
     result = bits_per_byte(model, make_data(many), 16)
     assert result["overflow"] == 1 and 1.5 < result["bytes_per_patch"] < 2.1
@@ -106,7 +134,9 @@ def tokenizer(request):
     return ModelConfig(tokenizer=request.param, pooling="none", gpt2_vocab=1000)
 
 
-def test_symbols_are_the_text_and_a_continuation_is_what_does_not_lie_whole_in_its_context(tokenizer):
+def test_symbols_are_the_text_and_a_continuation_is_what_does_not_lie_whole_in_its_context(
+    tokenizer,
+):
     """Every cut of the text at a character, against the decoded symbols one by one."""
     text = "It's 7 o'clock:  the café — 日本 🐍 — is  open, Answer: yes it is\n"
     symbols = encode(tokenizer, text.encode())
@@ -132,11 +162,21 @@ def test_the_newest_dataset_of_the_configs_tokenizer(tmp_path):
         (tmp_path / name / "meta.json").write_text(broken, encoding="latin-1")
     assert newest_dataset(cfg) == "c", "what is no dataset is passed over"
     meta = json.loads((tmp_path / "a/meta.json").read_text())
-    (tmp_path / "a/meta.json").write_text(json.dumps(meta | {"tokenizer": "gpt2", "vocab_size": 50257}))
+    (tmp_path / "a/meta.json").write_text(
+        json.dumps(meta | {"tokenizer": "gpt2", "vocab_size": 50257})
+    )
     assert newest_dataset(cfg) == "c", "the newest file is of tokens"
     tokens = Config(max_steps=1, data_dir=str(tmp_path), tokenizer="gpt2", pooling="none")
     assert newest_dataset(tokens) == "a"
     assert (
-        newest_dataset(Config(max_steps=1, data_dir=str(tmp_path), tokenizer="gpt2", pooling="none", gpt2_vocab=500))
+        newest_dataset(
+            Config(
+                max_steps=1,
+                data_dir=str(tmp_path),
+                tokenizer="gpt2",
+                pooling="none",
+                gpt2_vocab=500,
+            )
+        )
         is None
     )

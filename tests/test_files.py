@@ -32,7 +32,10 @@ def test_the_dtype_follows_from_what_the_cpu_has_and_from_nothing_else(monkeypat
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda avx512=avx512: avx512)
         found = pick_dtype("auto", cpu)
         assert found[0] == dtype and why in found[1]
-        assert pick_dtype("float32", cpu)[0] == torch.float32 and pick_dtype("bfloat16", cpu)[0] == torch.bfloat16
+        assert (
+            pick_dtype("float32", cpu)[0] == torch.float32
+            and pick_dtype("bfloat16", cpu)[0] == torch.bfloat16
+        )
 
 
 def test_a_device_that_is_not_there_is_named():
@@ -42,11 +45,18 @@ def test_a_device_that_is_not_there_is_named():
 
 
 def test_durations():
-    assert [duration(s) for s in (0, 61, 3600 * 23, 86400 * 9.6)] == ["0:00:00", "0:01:01", "23:00:00", "9.6 days"]
+    assert [duration(s) for s in (0, 61, 3600 * 23, 86400 * 9.6)] == [
+        "0:00:00",
+        "0:01:01",
+        "23:00:00",
+        "9.6 days",
+    ]
 
 
 def test_a_checkpoint_of_an_older_version_says_what_to_do():
-    known = files.known_values({"n_layer": 3, "n_words": 0, "gone": 1}, files.ModelConfig, "last.pt")
+    known = files.known_values(
+        {"n_layer": 3, "n_words": 0, "gone": 1}, files.ModelConfig, "last.pt"
+    )
     assert known == {"n_layer": 3}
     with pytest.raises(ValueError, match=r"last.pt has n_words=2, .*git checkout"):
         files.known_values({"n_words": 2}, files.ModelConfig, "last.pt")

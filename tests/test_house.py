@@ -51,15 +51,21 @@ def test_imports_only_point_down(place):
         outside = imports_of(path) - set(sys.stdlib_module_names)
         assert outside == {"torch", "safetensors", "huggingface_hub"}
         at_the_top = [n for n in ast.parse(path.read_text()).body if isinstance(n, ast.Import)]
-        assert {n.names[0].name.split(".")[0] for n in at_the_top} - set(sys.stdlib_module_names) == {"torch"}
+        assert {n.names[0].name.split(".")[0] for n in at_the_top} - set(
+            sys.stdlib_module_names
+        ) == {"torch"}
 
 
 def test_the_readmes_table_of_models_is_what_they_are():
     rows = re.findall(
-        r"^\| (`[^|]*) \| ([\d,]+) .*\| ([\d.]+) MB \| ([\d,]+) \|$", (ROOT / "README.md").read_text(), re.M
+        r"^\| (`[^|]*) \| ([\d,]+) .*\| ([\d.]+) MB \| ([\d,]+) \|$",
+        (ROOT / "README.md").read_text(),
+        re.M,
     )
     rows = [(name, *figures) for names, *figures in rows for name in re.findall(r"`(\w+)`", names)]
-    assert {row[0] for row in rows} == {p.stem for p in (ROOT / "config").glob("[a-z]*.py")} - {"gpt2_124m"}
+    assert {row[0] for row in rows} == {p.stem for p in (ROOT / "config").glob("[a-z]*.py")} - {
+        "gpt2_124m"
+    }
     for name, embedding, megabytes, total in rows:
         knobs = SelfPlayConfig if name.startswith("selfplay") else Config
         cfg = build(knobs, load_file(knobs, ROOT / "config" / f"{name}.py")[0])
@@ -67,17 +73,26 @@ def test_the_readmes_table_of_models_is_what_they_are():
             model = STLM(cfg)
         table = parameter_table(model)
         assert (embedding, total) == (f"{table['embeddings']:,}", f"{table['total']:,}"), name
-        stored = sum(w.numel() + 2 * w.size(0) for w in model.parameters())  # a byte a weight, 2 for a row's scale
+        stored = sum(
+            w.numel() + 2 * w.size(0) for w in model.parameters()
+        )  # a byte a weight, 2 for a row's scale
         assert abs(float(megabytes) * 1e6 / stored - 1) < 0.08, name
 
 
-@pytest.mark.parametrize("page", ["README.md", "EXPERIMENTS.md", "results/TRIALS.md", "results/RUNS.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "EXPERIMENTS.md", "results/TRIALS.md", "results/RUNS.md"]
+)
 def test_links_lead_somewhere(page):
     text = (ROOT / page).read_text(encoding="utf-8")
-    headings = {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in re.findall(r"^#+ (.+)$", text, re.M)}
+    headings = {
+        re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-")
+        for h in re.findall(r"^#+ (.+)$", text, re.M)
+    }
     for link in re.findall(r"\]\(([^)]+)\)", text):
         path, _, heading = link.partition("#")
-        assert link.startswith("https://") or not path or (ROOT / page).parent.joinpath(path).exists(), link
+        assert (
+            link.startswith("https://") or not path or (ROOT / page).parent.joinpath(path).exists()
+        ), link
         assert path or heading in headings, link
 
 
@@ -85,6 +100,10 @@ def test_links_lead_somewhere(page):
 def test_the_commands_of_the_readme():
     env = os.environ | {"PYTHON": sys.executable}
     done = subprocess.run(
-        [ROOT / "results/readme_commands.sh"], env=env, capture_output=True, text=True, errors="replace"
+        [ROOT / "results/readme_commands.sh"],
+        env=env,
+        capture_output=True,
+        text=True,
+        errors="replace",
     )
     assert done.returncode == 0 and "the others work" in done.stdout, done.stdout + done.stderr

@@ -30,7 +30,15 @@ POOLINGS = ["none", "fixed", "space"]
 def tiny(pooling="space", seed=0, **knobs):
     """A small model with every weight random, the zero-initialised ones too: otherwise most of it would not count."""
     torch.manual_seed(seed)
-    sizes = {"block_size": 48, "max_patch": 5, "n_layer": 2, "n_head": 2, "n_embd": 32, "n_local_embd": 24, "n_loop": 2}
+    sizes = {
+        "block_size": 48,
+        "max_patch": 5,
+        "n_layer": 2,
+        "n_head": 2,
+        "n_embd": 32,
+        "n_local_embd": 24,
+        "n_loop": 2,
+    }
     sizes |= {"canon_reach": 3, "n_match": 2}
     model = STLM(ModelConfig(pooling=pooling, **(sizes | {"gram_rows": 64} | knobs))).eval()
     for p in model.parameters():
@@ -70,7 +78,9 @@ def pooling(request):
 def test_causal_at_every_byte(pooling, n_grams):
     """Law 1, in reading and in training's pass, also where patches overflow."""
     idx = text(40)
-    places = [(t, byte) for t in range(40) for byte in (ord(" "), ord("e"), EOT) if idx[0, t] != byte]
+    places = [
+        (t, byte) for t in range(40) for byte in (ord(" "), ord("e"), EOT) if idx[0, t] != byte
+    ]
     changed = idx.repeat(len(places), 1)
     for row, (t, byte) in enumerate(places):
         changed[row, t] = byte
@@ -124,7 +134,9 @@ def test_a_match_is_what_followed_the_same_symbols_last_time(raw, lengths, windo
 
     def expected(t, n):
         here = raw[t + 1 - n : t + 1] if t + 1 >= n else ""
-        places = [p for p in range(max(n - 1, t - window), t) if here and raw[p + 1 - n : p + 1] == here]
+        places = [
+            p for p in range(max(n - 1, t - window), t) if here and raw[p + 1 - n : p + 1] == here
+        ]
         return ord(raw[places[-1] + 1]) if places else NONE
 
     rows = [[expected(t, n) for n in lengths] for t in range(len(raw) - T, len(raw))]
@@ -175,7 +187,10 @@ def test_scores_do_not_depend_on_the_batch(pooling):
 @torch.no_grad()
 def test_incremental_equals_full(pooling, n_grams, prompt):
     """Law 4, for rows whose patches end at different bytes, far past the context, where the trunk slides."""
-    model, idx = tiny(pooling, n_grams=n_grams, max_patches=48 if pooling == "none" else 7), text(240, rows=3)
+    model, idx = (
+        tiny(pooling, n_grams=n_grams, max_patches=48 if pooling == "none" else 7),
+        text(240, rows=3),
+    )
     full = logits(model, idx)
     assert int(model.patch_ends(idx)[0].sum(1).min()) > 3 * model.cfg.n_patches  # it does slide
     x, state = model.read(idx[:, :prompt], model.start(3), last=True)
@@ -186,7 +201,11 @@ def test_incremental_equals_full(pooling, n_grams, prompt):
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.sampled_from(POOLINGS), st.lists(st.integers(1, 60), min_size=2, max_size=6), st.integers(0, 9))
+@given(
+    st.sampled_from(POOLINGS),
+    st.lists(st.integers(1, 60), min_size=2, max_size=6),
+    st.integers(0, 9),
+)
 @torch.no_grad()
 def test_reading_in_pieces_equals_reading_at_once(pooling, pieces, seed):
     """Law 4, for any cut of the text, pieces longer than the context included; and after rows are repeated."""
@@ -222,14 +241,21 @@ def test_any_prompt_generates_what_the_full_pass_says(prompt):
         model = tiny(pooling, n_grams=1)
         made, expected = bytes(model.generate(prompt, 12, temperature=0, stop=False)), b""
         for _ in range(12):
-            expected += bytes([int(logits(model, torch.tensor([[EOT, *prompt, *expected]]))[0, -1].argmax())])
+            expected += bytes(
+                [int(logits(model, torch.tensor([[EOT, *prompt, *expected]]))[0, -1].argmax())]
+            )
         assert made == expected
 
 
 def test_texts_generated_together_are_those_generated_alone(pooling):
     """One `generate` for one text and many, whatever the lengths of their prompts."""
     model = tiny(pooling, n_grams=1)
-    prompts = [b"", b"a", b"some words", b"other words that are more than the context can hold, by a few bytes"]
+    prompts = [
+        b"",
+        b"a",
+        b"some words",
+        b"other words that are more than the context can hold, by a few bytes",
+    ]
     made = list(model.generate(prompts, 20, temperature=0, stop=False))
     for i, prompt in enumerate(prompts):
         column = bytes(step[i] for step in made if step[i] is not None)
@@ -278,7 +304,14 @@ def test_local_reach_is_exact(reach):
 @torch.no_grad()
 def test_the_trunk_sees_exactly_its_last_patches(pieces):
     """Law 5, with one layer and local layers that see one byte: a patch of two bytes counts for the next 5 patches."""
-    knobs = {"n_layer": 1, "n_loop": 1, "canon_reach": 1, "n_match": 0, "local_reach": 1, "max_patch": 2}
+    knobs = {
+        "n_layer": 1,
+        "n_loop": 1,
+        "canon_reach": 1,
+        "n_match": 0,
+        "local_reach": 1,
+        "max_patch": 2,
+    }
     model, idx = tiny("fixed", max_patches=5, **knobs), text(60)
 
     def hidden(idx):
@@ -300,7 +333,9 @@ def test_embedding_is_the_head(pooling, tmp_path):
     """Law 6: one tensor after init, .to(), copy, save and load, counted once."""
     model = tiny(pooling)
     for other in (model, model.to(torch.float64).to(torch.float32), copy.deepcopy(model)):
-        names = [name for name, p in other.named_parameters() if p.shape == other.embed.weight.shape]
+        names = [
+            name for name, p in other.named_parameters() if p.shape == other.embed.weight.shape
+        ]
         assert names == ["embed.weight"]
         x = torch.randn(1, 1, other.embed.weight.size(1))
         before = other.head(x)
@@ -310,7 +345,9 @@ def test_embedding_is_the_head(pooling, tmp_path):
     again = tiny(pooling, seed=1)
     again.load_state_dict(torch.load(tmp_path / "w.pt", weights_only=True))
     idx = text(30)
-    torch.testing.assert_close(logits(again, idx), logits(model, idx))  # (a GPU adds in no fixed order)
+    torch.testing.assert_close(
+        logits(again, idx), logits(model, idx)
+    )  # (a GPU adds in no fixed order)
     assert parameter_table(model)["total"] == sum(p.numel() for p in set(model.parameters()))
 
 
@@ -320,7 +357,9 @@ def test_training_shapes_do_not_depend_on_the_text(pooling, device):
     texts = [text(48, rows=2, seed=s) for s in range(3)]
     texts += [torch.full((2, 48), ord(" ")), torch.full((2, 48), ord("a"))]
     torch._dynamo.reset()
-    compiled = torch.compile(model, backend="inductor" if device == "cuda" else "eager", fullgraph=True)
+    compiled = torch.compile(
+        model, backend="inductor" if device == "cuda" else "eager", fullgraph=True
+    )
     with torch._dynamo.config.patch(error_on_recompile=True):
         for idx in texts:
             assert compiled(idx, idx).item() == pytest.approx(model(idx, idx).item(), rel=1e-5)
@@ -328,7 +367,10 @@ def test_training_shapes_do_not_depend_on_the_text(pooling, device):
 
 def test_an_eager_trunk_comes_in_few_sizes():
     """Memory once grew with every step: a CPU's library keeps code for each size of a product that it has seen."""
-    model, sizes = STLM(ModelConfig(block_size=256, n_layer=1, n_head=2, n_embd=16, n_local_embd=16)), set()
+    model, sizes = (
+        STLM(ModelConfig(block_size=256, n_layer=1, n_head=2, n_embd=16, n_local_embd=16)),
+        set(),
+    )
     trunk = model.trunk
     model.trunk = lambda z, positions: sizes.add(z.size(1)) or trunk(z, positions)
     for n_words in range(1, 64):
@@ -340,7 +382,11 @@ def test_an_eager_trunk_comes_in_few_sizes():
 @pytest.mark.parametrize("pooling", ["fixed", "space"])
 def test_compiled_gradients_are_the_eager_ones(pooling, device):
     """The real compiler, on real shapes: it once lost the gradient of the look-ups of each patch's last byte."""
-    cfg = build(Config, load_file(Config, "config/demo.py")[0] | {"pooling": pooling, "max_patches": 96, "n_layer": 1})
+    cfg = build(
+        Config,
+        load_file(Config, "config/demo.py")[0]
+        | {"pooling": pooling, "max_patches": 96, "n_layer": 1},
+    )
     torch.manual_seed(0)
     model, idx = STLM(cfg).train(), text(cfg.block_size + 1, rows=2)
     gradients = []
@@ -379,7 +425,11 @@ def test_shipped_configs(path):
     with torch.device("meta"):
         total = parameter_table(STLM(cfg))["total"]
     unit = {"k": 1e3, "m": 1e6}
-    figure = "800k" if cfg.objective != "next_byte" else path.stem.split("_")[-1].replace("repeat", "0.5m")
+    figure = (
+        "800k"
+        if cfg.objective != "next_byte"
+        else path.stem.split("_")[-1].replace("repeat", "0.5m")
+    )
     if path.stem in ("demo", "selfplay_text"):
         assert total <= 1.1e6
     elif path.stem == "shakespeare_1m":
@@ -394,7 +444,9 @@ def test_shipped_configs(path):
     if cfg.tokenizer == "bytes":
         torch.manual_seed(0)
         model, idx = STLM(cfg), text(cfg.block_size + 1)
-        english = b"It was the best of times, it was the worst of times, it was the age of wisdom. " * 40
+        english = (
+            b"It was the best of times, it was the worst of times, it was the age of wisdom. " * 40
+        )
         idx[0, : cfg.block_size // 2] = torch.tensor(list(english[: cfg.block_size // 2]))
         assert abs(model(idx[:, :-1], idx[:, 1:]).item() / math.log(2) - 8.0) < 0.3
 
@@ -416,9 +468,13 @@ def test_one_batch_can_be_learnt_by_heart(pooling):
 def test_looping_and_sharing_save_parameters():
     base, shared = tiny(n_loop=1, canon_reach=1), tiny(n_loop=3, canon_reach=1, share_ffn=True)
     trunk, attention = parameter_table(base)["trunk"], 4 * 32 * 32
-    assert parameter_table(shared)["trunk"] == trunk - 8 * 32 * 32 and trunk == 2 * (attention + 8 * 32 * 32)
+    assert parameter_table(shared)["trunk"] == trunk - 8 * 32 * 32 and trunk == 2 * (
+        attention + 8 * 32 * 32
+    )
     idx = text(48)
-    assert torch.isfinite(logits(shared, idx)).all() and flops_per_symbol(shared) > flops_per_symbol(base)
+    assert torch.isfinite(logits(shared, idx)).all() and flops_per_symbol(
+        shared
+    ) > flops_per_symbol(base)
 
 
 def test_flops_count_what_a_profiler_counts(pooling):
@@ -426,13 +482,25 @@ def test_flops_count_what_a_profiler_counts(pooling):
     from torch.utils.flop_counter import FlopCounterMode
 
     max_patches = 0 if pooling == "none" else 24
-    knobs = {"block_size": 96, "max_patches": max_patches, "n_local_enc": 2, "n_grams": 3, "gram_width": 24}
+    knobs = {
+        "block_size": 96,
+        "max_patches": max_patches,
+        "n_local_enc": 2,
+        "n_grams": 3,
+        "gram_width": 24,
+    }
     model, idx = tiny(pooling, **knobs).train(), text(97, 4)
     with FlopCounterMode(display=False) as counter:
         model(idx[:, :-1], idx[:, 1:]).backward()
-    counted = sum(n for op, n in counter.get_flop_counts()["Global"].items() if op.__name__ in ("mm", "addmm", "bmm"))
+    counted = sum(
+        n
+        for op, n in counter.get_flop_counts()["Global"].items()
+        if op.__name__ in ("mm", "addmm", "bmm")
+    )
     attention = 6 * model.cfg.n_layer * model.cfg.n_loop * 32 * model.cfg.n_patches
-    ours = flops_per_symbol(model) - attention * (1 if pooling == "none" else model.cfg.n_patches / 96)
+    ours = flops_per_symbol(model) - attention * (
+        1 if pooling == "none" else model.cfg.n_patches / 96
+    )
     convolutions = 6 * sum(p.numel() for n, p in model.named_parameters() if "canon." in n)
     assert ours - convolutions == pytest.approx(counted / (4 * 96), rel=0.2)
 
@@ -452,20 +520,41 @@ def test_impossible_configs_are_refused():
 
 def test_generate_refuses_impossible_choices_and_repeats_with_its_seed():
     model = tiny()
-    for bad in ({"temperature": -1}, {"temperature": math.nan}, {"top_p": 0}, {"top_k": -1}, {"max_new": -1}):
+    for bad in (
+        {"temperature": -1},
+        {"temperature": math.nan},
+        {"top_p": 0},
+        {"top_k": -1},
+        {"max_new": -1},
+    ):
         with pytest.raises(ValueError, match=next(iter(bad))):
             list(model.generate(b"a", **bad))
 
     def made(seed=0, **choice):
         return bytes(
-            model.generate(b"seed", 40, stop=False, generator=torch.Generator("cpu").manual_seed(seed), **choice)
+            model.generate(
+                b"seed",
+                40,
+                stop=False,
+                generator=torch.Generator("cpu").manual_seed(seed),
+                **choice,
+            )
         )
 
     assert made(1) == made(1) != made(2)
     greedy = made(temperature=0)
-    assert made(top_k=1) == made(top_p=1e-9) == made(temperature=1e-6) == made(temperature=1e-40) == greedy
+    assert (
+        made(top_k=1)
+        == made(top_p=1e-9)
+        == made(temperature=1e-6)
+        == made(temperature=1e-40)
+        == greedy
+    )
     assert len(made()) == 40 and bytes(model.generate(b"seed", 0)) == b""
-    alike = [bytes(model.generate(p, 9, temperature=0, stop=False)) for p in ("é", "é".encode(), list("é".encode()))]
+    alike = [
+        bytes(model.generate(p, 9, temperature=0, stop=False))
+        for p in ("é", "é".encode(), list("é".encode()))
+    ]
     assert alike[0] == alike[1] == alike[2]
 
 
@@ -474,7 +563,9 @@ def test_generate_stops_at_the_end_of_the_document():
     for p in model.parameters():
         p.data.zero_()
     torch.nn.init.normal_(model.embed.weight)
-    model.embed.weight.data[EOT] = 10 * model.embed.weight.data[ord("a")]  # so that EOT always follows "a"
+    model.embed.weight.data[EOT] = (
+        10 * model.embed.weight.data[ord("a")]
+    )  # so that EOT always follows "a"
     model.embed.weight.data[ord("b")] = -model.embed.weight.data[ord("a")]  # and never "b"
     assert bytes(model.generate(b"aa", 20, temperature=0)) == b""
     assert len(bytes(model.generate(b"aa", 20, temperature=0, stop=False))) == 20

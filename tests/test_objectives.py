@@ -21,16 +21,54 @@ OTHERS = ["multi_byte", "masked", "next_patch", "distill"]
 def teacher(data_dir, tmp_path_factory):
     """A run to learn from: 60 steps on the words."""
     out = tmp_path_factory.mktemp("teacher") / "run"
-    knobs = ["--block_size=64", "--n_layer=1", "--n_head=2", "--n_embd=32", "--n_local_embd=32", "--n_match=2"]
-    knobs += ["--batch_bytes=512", "--max_steps=60", "--max_seconds=0", "--eval_interval=0", "--dtype=float32"]
-    assert train.main(["--dataset=words", f"--data_dir={data_dir}", "--device=cpu", *knobs, f"--out_dir={out}"]) == 0
+    knobs = [
+        "--block_size=64",
+        "--n_layer=1",
+        "--n_head=2",
+        "--n_embd=32",
+        "--n_local_embd=32",
+        "--n_match=2",
+    ]
+    knobs += [
+        "--batch_bytes=512",
+        "--max_steps=60",
+        "--max_seconds=0",
+        "--eval_interval=0",
+        "--dtype=float32",
+    ]
+    assert (
+        train.main(
+            [
+                "--dataset=words",
+                f"--data_dir={data_dir}",
+                "--device=cpu",
+                *knobs,
+                f"--out_dir={out}",
+            ]
+        )
+        == 0
+    )
     return out
 
 
 def tiny(objective, teacher="", **knobs):
     """-> (objective, model) with random weights everywhere, and rows of text (3, 48) with what follows."""
-    sizes = {"block_size": 48, "max_patches": 20, "n_layer": 2, "n_head": 2, "n_embd": 16, "n_local_embd": 16}
-    sizes |= {"n_grams": 2, "gram_rows": 50, "gram_width": 8, "n_match": 2, "canon_reach": 2, "max_steps": 1}
+    sizes = {
+        "block_size": 48,
+        "max_patches": 20,
+        "n_layer": 2,
+        "n_head": 2,
+        "n_embd": 16,
+        "n_local_embd": 16,
+    }
+    sizes |= {
+        "n_grams": 2,
+        "gram_rows": 50,
+        "gram_width": 8,
+        "n_match": 2,
+        "canon_reach": 2,
+        "max_steps": 1,
+    }
     teacher = str(teacher) if objective == "distill" else ""
     cfg = Config(**sizes | {"objective": objective, "teacher": teacher} | knobs)
     torch.manual_seed(0)
@@ -76,7 +114,9 @@ def test_nothing_is_seen_before_it_is_predicted(name, pooling, teacher):
     """Changing byte t changes no logits before t, and no guess of a patch from before t; targets change neither."""
     if (name, pooling) == ("next_patch", "none"):
         pytest.skip("there are no patches")
-    knobs = {"pooling": pooling, "max_patch": 5} | ({"max_patches": 0} if pooling != "space" else {})
+    knobs = {"pooling": pooling, "max_patch": 5} | (
+        {"max_patches": 0} if pooling != "space" else {}
+    )
     objective, model, idx, targets = tiny(name, teacher, **knobs)
     before = logits_of(objective, model, idx, targets)
     for a, b in zip(before, logits_of(objective, model, idx, targets.roll(7, dims=1)), strict=True):
@@ -109,7 +149,9 @@ def test_the_masked_share_is_what_was_asked_for(span):
     objective = tiny("masked", mask_share=0.15, mask_span=span)[0]
     hidden = objective.mask(torch.full((200, 500), 97)) == MASK
     assert hidden.float().mean().item() == pytest.approx(0.15, abs=0.01)
-    assert hidden[:, 0].float().mean().item() == pytest.approx(0.15, abs=0.1), "also where a row begins"
+    assert hidden[:, 0].float().mean().item() == pytest.approx(0.15, abs=0.1), (
+        "also where a row begins"
+    )
     starts = (hidden[:, 1:] & ~hidden[:, :-1]).sum().item()
     assert starts > 0 and hidden.sum().item() / starts >= span * 0.95
 
@@ -128,7 +170,10 @@ def test_a_detached_head_leaves_the_model_as_it_was():
         objective.zero_grad()
         objective.weight, model.hidden = weight, how
         loss_of(objective, idx, targets).backward()
-        differs = max((g - plain[name]).norm() / (plain[name].norm() + 1e-9) for name, g in gradients(model).items())
+        differs = max(
+            (g - plain[name]).norm() / (plain[name].norm() + 1e-9)
+            for name, g in gradients(model).items()
+        )
         assert (differs <= 1e-6) == (how is cut_off or not weight)
         assert (objective.head.weight.grad.norm() > 0) == (weight > 0)
 
@@ -144,7 +189,9 @@ def test_the_guard_sees_a_collapse():
 
 def test_a_teacher_equal_to_the_student_has_nothing_to_teach(teacher):
     student, checkpoint = load_model(teacher / "best.pt")
-    cfg = Config(**checkpoint["config"] | {"objective": "distill", "teacher": str(teacher), "out_dir": "new"})
+    cfg = Config(
+        **checkpoint["config"] | {"objective": "distill", "teacher": str(teacher), "out_dir": "new"}
+    )
     cfg.teacher_share = 1.0
     data = torch.from_numpy(Data(cfg, "val").batch(0, 0, 4, 64))
     objective = make_objective(student.train(), cfg)
@@ -168,8 +215,12 @@ def test_several_bytes_ahead_with_weights_that_fall_to_none():
         assert all(torch.equal(plain[name], g) for name, g in gradients(model).items())
     logits, expected = model.head(model.hidden(idx)), 0
     for i in range(4):  # the byte i after the next
-        nats = F.cross_entropy(logits[:, : 48 - i].flatten(0, 1), targets[:, i:].flatten(), reduction="sum")
-        expected += 0.5**i * nats / targets.numel() * (1 if i == 0 else 0.4)  # a fifth of the run: 2/5 of the way
+        nats = F.cross_entropy(
+            logits[:, : 48 - i].flatten(0, 1), targets[:, i:].flatten(), reduction="sum"
+        )
+        expected += (
+            0.5**i * nats / targets.numel() * (1 if i == 0 else 0.4)
+        )  # a fifth of the run: 2/5 of the way
     assert loss_of(objective, idx, targets, 0.3).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
@@ -198,7 +249,9 @@ def test_one_graph_serves_the_whole_schedule(name, teacher):
         for progress in (0.0, 0.1, 1.0):
             expected = losses_of(objective, idx, targets, progress).tolist()
             assert len(expected) == 1 + len(getattr(objective, "watches", ()))
-            assert losses_of(compiled, idx, targets, progress).tolist() == pytest.approx(expected, rel=1e-4)
+            assert losses_of(compiled, idx, targets, progress).tolist() == pytest.approx(
+                expected, rel=1e-4
+            )
 
 
 # --- whole runs ------------------------------------------------------------------------------------------------------
@@ -209,24 +262,37 @@ def arguments(small, name, teacher):
 
 
 def events(folder, event="train"):
-    return [e for line in (folder / "log.jsonl").read_text().splitlines() if (e := json.loads(line))["event"] == event]
+    return [
+        e
+        for line in (folder / "log.jsonl").read_text().splitlines()
+        if (e := json.loads(line))["event"] == event
+    ]
 
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_each_learns_and_leaves_a_model(name, small, teacher, tmp_path, capsys):
     out = tmp_path / "run"
-    args = [*arguments(small, name, teacher), "--max_steps=60", "--micro_batch=4", f"--out_dir={out}"]
+    args = [
+        *arguments(small, name, teacher),
+        "--max_steps=60",
+        "--micro_batch=4",
+        f"--out_dir={out}",
+    ]
     assert train.main(args) == 0
     verdict = dict(pair.split("=") for pair in capsys.readouterr().out.splitlines()[-1].split())
     assert float(verdict["val_bpb"]) < 4.5
     log, model = events(out), load_model(out / "best.pt")[0]
     assert log[0]["bpb"] > 7.5 > 5 > log[-1]["bpb"]
-    assert int(verdict["params"]) == sum(p.numel() for p in model.parameters()), "without what only trains"
+    assert int(verdict["params"]) == sum(p.numel() for p in model.parameters()), (
+        "without what only trains"
+    )
     assert ("objective" in load_checkpoint(out / "last.pt")) == (name == "next_patch")
     assert "objective" not in load_checkpoint(out / "best.pt")
     if name == "next_patch":
         errors = [(1 - e["explained"]) * e["variance"] for e in log]
-        assert errors[0] == pytest.approx(1, abs=0.01) and errors[-1] < 0.5 and log[-1]["variance"] > 0
+        assert (
+            errors[0] == pytest.approx(1, abs=0.01) and errors[-1] < 0.5 and log[-1]["variance"] > 0
+        )
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -251,7 +317,9 @@ def test_resumed_equals_uninterrupted_bit_for_bit(name, small, teacher, tmp_path
         assert whole.get(key, {}).keys() == parts.get(key, {}).keys()
         assert all(torch.equal(w, parts[key][k]) for k, w in whole.get(key, {}).items())
     kept = ("step", "bpb", "norm", "variance", "explained")
-    whole, parts = ([[e.get(k) for k in kept] for e in events(tmp_path / n)] for n in ("whole", "parts"))
+    whole, parts = (
+        [[e.get(k) for k in kept] for e in events(tmp_path / n)] for n in ("whole", "parts")
+    )
     assert whole == parts
 
 
@@ -260,7 +328,15 @@ def test_a_run_from_before_there_were_objectives_goes_on(small, tmp_path):
     train.main([*small, "--max_steps=3", f"--out_dir={out}"])
     checkpoint = load_checkpoint(out / "last.pt")
     assert "objective" not in checkpoint
-    for key in ("objective", "n_future", "mask_share", "mask_span", "patch_weight", "teacher", "teacher_share"):
+    for key in (
+        "objective",
+        "n_future",
+        "mask_share",
+        "mask_span",
+        "patch_weight",
+        "teacher",
+        "teacher_share",
+    ):
         del checkpoint["config"][key]
     torch.save(checkpoint, out / "last.pt")
     train.main([*small, "--resume", "--max_steps=5", f"--out_dir={out}"])
@@ -277,15 +353,27 @@ def test_bad_settings_are_one_line(small, teacher, tmp_path):
         ([*new, "--objective=multi_byte", "--n_future=0"], ["n_future=0"]),
         ([*new, "--objective=masked", "--mask_share=1.5"], ["mask_share=1.5", "between 0 and 1"]),
         ([*new, "--objective=masked", "--mask_span=0"], ["mask_span=0"]),
-        ([*new, "--objective=masked", "--mask_span=1000000000"], ["mask_span=1000000000", "block_size="]),
-        ([*new, "--objective=next_patch", "--pooling=none", "--max_patches=0"], ["pooling='none'", "--pooling=space"]),
+        (
+            [*new, "--objective=masked", "--mask_span=1000000000"],
+            ["mask_span=1000000000", "block_size="],
+        ),
+        (
+            [*new, "--objective=next_patch", "--pooling=none", "--max_patches=0"],
+            ["pooling='none'", "--pooling=space"],
+        ),
         ([*new, "--objective=next_patch", "--patch_weight=-1"], ["patch_weight=-1"]),
         ([*learns, "--teacher_share=-0.1"], ["teacher_share=-0.1", "between 0 and 1"]),
         (learns, ["--teacher=DIR"]),
         ([*learns, "--teacher=nowhere"], ["no run in nowhere"]),
         ([*learns, f"--teacher={tmp_path / 'new'}"], ["other than", "new"]),
-        ([*learns, f"--teacher={other}"], ["300 symbols of tokenizer=gpt2", "256 symbols of tokenizer=bytes"]),
-        ([*learns, f"--teacher={teacher}", "--block_size=128"], ["block_size=64, not 128", "--block_size=64"]),
+        (
+            [*learns, f"--teacher={other}"],
+            ["300 symbols of tokenizer=gpt2", "256 symbols of tokenizer=bytes"],
+        ),
+        (
+            [*learns, f"--teacher={teacher}", "--block_size=128"],
+            ["block_size=64, not 128", "--block_size=64"],
+        ),
         ([*new, f"--teacher={teacher}"], ["--objective=distill"]),
     ]
     for argv, words in cases:
@@ -301,7 +389,15 @@ def test_bad_settings_are_one_line(small, teacher, tmp_path):
 
 def run_with_tokens(folder):
     """The folder of a run whose model reads tokens."""
-    cfg = Config(max_steps=1, tokenizer="gpt2", pooling="none", gpt2_vocab=300, n_layer=1, n_head=1, n_embd=16)
+    cfg = Config(
+        max_steps=1,
+        tokenizer="gpt2",
+        pooling="none",
+        gpt2_vocab=300,
+        n_layer=1,
+        n_head=1,
+        n_embd=16,
+    )
     (folder / "tokens").mkdir()
     state = {"model": STLM(cfg).state_dict(), "config": vars(cfg), "step": 1}
     torch.save(state, folder / "tokens/best.pt")

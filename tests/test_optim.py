@@ -34,7 +34,8 @@ def test_muon_in_batches_equals_muon_one_by_one():
 
 
 @pytest.mark.parametrize(
-    "schedule, expected", [("constant", [0.4] * 3), ("linear", [0, 0.2, 0.4]), ("triangle", [0, 0.4, 0])]
+    "schedule, expected",
+    [("constant", [0.4] * 3), ("linear", [0, 0.2, 0.4]), ("triangle", [0, 0.4, 0])],
 )
 def test_dropout_schedules(schedule, expected):
     cfg = SimpleNamespace(dropout=0.4, dropout_schedule=schedule)
@@ -46,6 +47,10 @@ def test_learning_rate_rises_holds_and_falls_to_zero():
     scales = [lr_scale(p, cfg) for p in np.linspace(0, 1, 101)]
     assert 0 < scales[0] < 0.05 and scales[15] == scales[45] == 1 and scales[100] == 0
     assert all(a > b for a, b in itertools.pairwise(scales[50:]))
-    late = [lr_scale(p, cfg, start=0.3) for p in np.linspace(0.3, 1, 71)]  # 30% of the time went into compiling
-    assert all(0 <= lr_scale(p, cfg, start) <= 1 for p in (0, 0.2, 1) for start in (0, 0.5, 3)), "never negative"
+    late = [
+        lr_scale(p, cfg, start=0.3) for p in np.linspace(0.3, 1, 71)
+    ]  # 30% of the time went into compiling
+    assert all(0 <= lr_scale(p, cfg, start) <= 1 for p in (0, 0.2, 1) for start in (0, 0.5, 3)), (
+        "never negative"
+    )
     assert 0 < late[0] < 0.05 and late[5] < 0.6 and late[15] == 1 and late[70] == 0

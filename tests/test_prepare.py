@@ -18,7 +18,9 @@ from hypothesis import strategies as st
 
 import prepare
 
-SETTINGS = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SETTINGS = settings(
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 
 
 def make(tmp_path, *args, name="d"):
@@ -29,7 +31,9 @@ def make(tmp_path, *args, name="d"):
     meta = json.loads((data / name / "meta.json").read_text(encoding="utf-8"))
     bins = [(data / name / f"{split}.bin").read_bytes() for split in ("train", "val")]
     for split, raw in zip(("train", "val"), bins, strict=True):
-        assert meta[split]["bytes"] == len(raw) - raw.count(0xFF) and meta[split]["symbols"] == len(raw)
+        assert meta[split]["bytes"] == len(raw) - raw.count(0xFF) and meta[split]["symbols"] == len(
+            raw
+        )
         assert meta[split]["documents"] == raw.count(0xFF) + 1
     return *(raw.split(b"\xff") for raw in bins), meta
 
@@ -41,7 +45,10 @@ def write_jsonl(path, documents, column="text"):
 
 
 def articles(n, start=0):
-    return [f"Article {i}: ünïcode, 日本, 🐍 and {i * i} words.\n" * (1 + i % 3) for i in range(start, start + n)]
+    return [
+        f"Article {i}: ünïcode, 日本, 🐍 and {i * i} words.\n" * (1 + i % 3)
+        for i in range(start, start + n)
+    ]
 
 
 # --- the text and nothing but the text ----------------------------------------------------------------------------
@@ -76,7 +83,14 @@ def test_the_split_of_tiny_shakespeare_is_nanogpts(tmp_path):
 
 
 @SETTINGS
-@given(st.lists(st.text(st.characters(codec="utf-8"), min_size=1, max_size=40), min_size=25, max_size=40, unique=True))
+@given(
+    st.lists(
+        st.text(st.characters(codec="utf-8"), min_size=1, max_size=40),
+        min_size=25,
+        max_size=40,
+        unique=True,
+    )
+)
 def test_every_document_goes_whole_to_one_side_in_order(tmp_path, documents):
     train, val, _ = make(tmp_path, write_jsonl(tmp_path / "a.jsonl", documents))
     raw = [d.encode() for d in documents]
@@ -123,8 +137,12 @@ def test_a_validation_source_wins(tmp_path):
 
 
 def test_val_is_never_empty_and_never_more_than_its_cap(tmp_path, monkeypatch):
-    for start in range(0, 60, 20):  # with 20 documents and 2% it would be empty two times out of three
-        assert make(tmp_path, write_jsonl(tmp_path / "a.jsonl", articles(20, start)), "--val_fraction=0.02")[1] != [b""]
+    for start in range(
+        0, 60, 20
+    ):  # with 20 documents and 2% it would be empty two times out of three
+        assert make(
+            tmp_path, write_jsonl(tmp_path / "a.jsonl", articles(20, start)), "--val_fraction=0.02"
+        )[1] != [b""]
     monkeypatch.setattr(prepare, "VAL_CAP", 500)
     (tmp_path / "a.txt").write_text("word " * 4000)
     assert len(make(tmp_path, tmp_path / "a.txt")[1][0]) == 500
@@ -171,7 +189,9 @@ def test_killed_between_the_two_renames_of_overwrite_the_old_data_come_back(tmp_
 
 
 def test_max_bytes_stops(tmp_path):
-    train, val, _ = make(tmp_path, write_jsonl(tmp_path / "a.jsonl", articles(200)), "--max_bytes=3000")
+    train, val, _ = make(
+        tmp_path, write_jsonl(tmp_path / "a.jsonl", articles(200)), "--max_bytes=3000"
+    )
     assert 3000 <= sum(map(len, train + val)) < 3004
     (tmp_path / "b.txt").write_text("é" * 5000, encoding="utf-8")
     train, val, _ = make(tmp_path, tmp_path / "b.txt", "--max_bytes=3001")
@@ -194,20 +214,38 @@ def test_gpt2_tokens_decode_to_the_text(vocab, tmp_path):
     try:
         encoding = prepare.gpt2(vocab)
     except Exception as e:
-        pytest.skip(f"tiktoken's gpt2 files are not here (TIKTOKEN_CACHE_DIR names their folder): {type(e).__name__}")
+        pytest.skip(
+            f"tiktoken's gpt2 files are not here (TIKTOKEN_CACHE_DIR names their folder): {type(e).__name__}"
+        )
     from config import Config
     from lib.data import Data
 
     documents = [*articles(30), "word " * 300_000]  # the last is encoded in pieces
     path = write_jsonl(tmp_path / "a.jsonl", documents)
-    prepare.main([str(path), "--tokenizer=gpt2", f"--gpt2_vocab={vocab}", f"--data_dir={tmp_path}", "--name=a"])
+    prepare.main(
+        [
+            str(path),
+            "--tokenizer=gpt2",
+            f"--gpt2_vocab={vocab}",
+            f"--data_dir={tmp_path}",
+            "--name=a",
+        ]
+    )
     prepare.main([str(path), f"--data_dir={tmp_path}", "--name=b"])
     found, bytes_meta = [], json.loads((tmp_path / "b/meta.json").read_text())
-    knobs = {"dataset": "a", "data_dir": str(tmp_path), "tokenizer": "gpt2", "pooling": "none", "max_steps": 1}
+    knobs = {
+        "dataset": "a",
+        "data_dir": str(tmp_path),
+        "tokenizer": "gpt2",
+        "pooling": "none",
+        "max_steps": 1,
+    }
     for split in ("train", "val"):
         data = Data(Config(**knobs, gpt2_vocab=vocab), split)
         assert data.symbols.dtype == np.uint16 and data.symbols.max() == vocab - 1
-        assert data.meta[split]["text_sha256"] == bytes_meta[split]["sha256"], "the same text, whatever its symbols"
+        assert data.meta[split]["text_sha256"] == bytes_meta[split]["sha256"], (
+            "the same text, whatever its symbols"
+        )
         text = encoding.decode(data.symbols.tolist())
         n_bytes = len(text.replace("<|endoftext|>", "").encode())
         assert data.meta[split]["bytes"] == n_bytes == data.lengths[data.symbols].sum()
@@ -218,7 +256,15 @@ def test_gpt2_tokens_decode_to_the_text(vocab, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "bad", ["--name=../elsewhere", "--name=.", "--max_bytes=-1", "--val_fraction=1", "--gpt2_vocab=256", "--nam=a"]
+    "bad",
+    [
+        "--name=../elsewhere",
+        "--name=.",
+        "--max_bytes=-1",
+        "--val_fraction=1",
+        "--gpt2_vocab=256",
+        "--nam=a",
+    ],
 )
 def test_impossible_knobs_are_refused_by_name(tmp_path, monkeypatch, bad):
     monkeypatch.chdir(tmp_path)
@@ -238,7 +284,9 @@ def test_the_folder_above_as_a_source(tmp_path, monkeypatch):
 
 def test_the_default_needs_neither_network_nor_datasets(tmp_path):
     code = "import sys, prepare; prepare.main([]); sys.exit('datasets' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
     assert done.returncode == 0
     raw = (tmp_path / "data" / "stdlib" / "train.bin").read_bytes()
     assert len(raw) > 5e6
@@ -300,18 +348,30 @@ def test_columns_of_bytes_are_text_and_others_are_named(tmp_path):
     pq.write_table(pa.table({"text": [d.encode() for d in documents]}), tmp_path / "bytes.parquet")
     train, val, _ = make(tmp_path, tmp_path / "bytes.parquet")
     assert sorted(train + val) == sorted(d.encode() for d in documents)
-    odd = {"list": [["a"]] * 30, "int": [3] * 30, "float": [0.5] * 30, "dict": [{"a": 1}] * 30, "bool": [True] * 30}
+    odd = {
+        "list": [["a"]] * 30,
+        "int": [3] * 30,
+        "float": [0.5] * 30,
+        "dict": [{"a": 1}] * 30,
+        "bool": [True] * 30,
+    }
     for kind, column in odd.items():
         pq.write_table(pa.table({"text": column}), tmp_path / "odd.parquet")
-        with pytest.raises(ValueError, match=rf"odd.parquet, row 1: column 'text' holds {kind}, not text"):
+        with pytest.raises(
+            ValueError, match=rf"odd.parquet, row 1: column 'text' holds {kind}, not text"
+        ):
             make(tmp_path, tmp_path / "odd.parquet")
         (tmp_path / "odd.jsonl").write_text("".join(json.dumps({"text": v}) + "\n" for v in column))
-        with pytest.raises(ValueError, match=rf"odd.jsonl, line 1: column 'text' holds {kind}, not text"):
+        with pytest.raises(
+            ValueError, match=rf"odd.jsonl, line 1: column 'text' holds {kind}, not text"
+        ):
             make(tmp_path, tmp_path / "odd.jsonl")
     pq.write_table(pa.table({"text": documents}), tmp_path / "shard-1.parquet")
     pq.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / "shard-0.parquet")
     pq.write_table(pa.table({}), tmp_path / "shard-2.parquet")
-    assert make(tmp_path, tmp_path / "shard-*.parquet")[0] == train, "empty shards add nothing and stop nothing"
+    assert make(tmp_path, tmp_path / "shard-*.parquet")[0] == train, (
+        "empty shards add nothing and stop nothing"
+    )
 
 
 BAD_ROWS = {
@@ -358,7 +418,13 @@ def test_a_folder_gives_what_a_person_would_call_its_text(tmp_path, capsys):
         place = folder / ("src" if i % 2 else "docs") / f"{i:03}.{'py' if i % 2 else 'txt'}"
         place.parent.mkdir(exist_ok=True)
         place.write_bytes(document.encode())
-    for name in (".git/config", ".ssh/id_rsa", ".env", "src/.ipynb_checkpoints/a.txt", "src/__pycache__/a.py"):
+    for name in (
+        ".git/config",
+        ".ssh/id_rsa",
+        ".env",
+        "src/.ipynb_checkpoints/a.txt",
+        "src/__pycache__/a.py",
+    ):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("not for training")
     (folder / "logo.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0binary")
@@ -372,8 +438,15 @@ def test_a_folder_gives_what_a_person_would_call_its_text(tmp_path, capsys):
     train, val, _ = make(tmp_path, folder)
     assert sorted(train + val) == sorted(d.encode() for d in documents)
     said = capsys.readouterr().out
-    assert "4 hidden" in said and "1 in caches" in said and "1 reached by links that leave the folder" in said
-    assert "1 tables without a column 'text' (.json)" in said and "1 tables without a column 'text' (.csv)" in said
+    assert (
+        "4 hidden" in said
+        and "1 in caches" in said
+        and "1 reached by links that leave the folder" in said
+    )
+    assert (
+        "1 tables without a column 'text' (.json)" in said
+        and "1 tables without a column 'text' (.csv)" in said
+    )
     assert "1 not UTF-8 text (.png)" in said and "1 not UTF-8 text (.zip)" in said
     assert make(tmp_path, f"{folder}/**/*")[:2] == (train, val), "folder and glob agree"
     train, val, _ = make(tmp_path, folder, "--errors=replace")
@@ -397,7 +470,12 @@ def test_packed_text_is_unpacked_or_named_for_what_it_is(tmp_path):
     (tmp_path / "c.txt.gz").write_bytes(gzip.compress(b"text " * 100))
     train, val, _ = make(tmp_path, tmp_path / "c.txt.gz")
     assert train[0] + val[0] == b"text " * 100
-    kinds = {"zip": b"PK\3\4", "zstd": b"\x28\xb5\x2f\xfd", "UTF-16": "text".encode("utf-16"), "PDF": b"%PDF-1.4"}
+    kinds = {
+        "zip": b"PK\3\4",
+        "zstd": b"\x28\xb5\x2f\xfd",
+        "UTF-16": "text".encode("utf-16"),
+        "PDF": b"%PDF-1.4",
+    }
     for what, content in kinds.items():
         for name in ("d.txt", "d.jsonl", "d.csv"):
             (tmp_path / name).write_bytes(content * 9)
@@ -413,7 +491,9 @@ def test_packed_text_is_unpacked_or_named_for_what_it_is(tmp_path):
 def test_the_same_name_for_other_text_is_an_error(tmp_path, capsys):
     for name in ("a", "b"):
         (tmp_path / f"{name}.txt").write_text(f"text {name} " * 100)
-    ask = lambda *args: prepare.main([*map(str, args), "--name=x", f"--data_dir={tmp_path / 'data'}"])  # noqa: E731
+    ask = lambda *args: prepare.main(
+        [*map(str, args), "--name=x", f"--data_dir={tmp_path / 'data'}"]
+    )  # noqa: E731
     ask(tmp_path / "a.txt")
     ask(tmp_path / "a.txt")
     assert "kept; --overwrite" in capsys.readouterr().out
@@ -422,7 +502,10 @@ def test_the_same_name_for_other_text_is_an_error(tmp_path, capsys):
         [tmp_path / "a.txt", "--max_bytes=99"],
         [tmp_path / "a.txt", "--val_fraction=0.5"],
     ):
-        with pytest.raises(ValueError, match=r"is there already, with (sources|max_bytes|val_fraction)=.*--overwrite"):
+        with pytest.raises(
+            ValueError,
+            match=r"is there already, with (sources|max_bytes|val_fraction)=.*--overwrite",
+        ):
             ask(*other)
 
 
@@ -480,7 +563,9 @@ def test_a_url_is_read_whole_or_not_at_all(tmp_path, capsys):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     base = f"http://127.0.0.1:{server.server_port}"
     train, val, meta = make(tmp_path, f"{base}/a.jsonl")
-    assert sorted(train + val) == sorted(d.encode() for d in documents) and meta["sources"] == [f"{base}/a.jsonl"]
+    assert sorted(train + val) == sorted(d.encode() for d in documents) and meta["sources"] == [
+        f"{base}/a.jsonl"
+    ]
     assert "unknown size" in capsys.readouterr().out
     for bad in (f"{base}/cut.txt", f"{base}/absent.txt"):
         with pytest.raises(ValueError, match=rf"{bad} cannot be reached") as e:
@@ -498,9 +583,15 @@ BAD = {
     "shakespear": (None, ["shakespear", "presets: stdlib, shakespeare"]),
     "empty.txt": (b"", ["no text", "empty.txt"]),
     "blank.jsonl": (b'{"text": ""}\n' * 30, ["no text", "blank.jsonl"]),
-    "latin.txt": ("caf\xe9 au lait".encode("latin-1"), ["latin.txt", "byte 3 is 0xE9", "--errors=replace"]),
+    "latin.txt": (
+        "caf\xe9 au lait".encode("latin-1"),
+        ["latin.txt", "byte 3 is 0xE9", "--errors=replace"],
+    ),
     "cut.txt": ("日本".encode()[:-1], ["cut.txt", "byte 3", "UTF-8"]),
-    "column.jsonl": (b'{"title": "a", "body": "b"}\n', ["column.jsonl", "'text'", "title, body", "--text_column"]),
+    "column.jsonl": (
+        b'{"title": "a", "body": "b"}\n',
+        ["column.jsonl", "'text'", "title, body", "--text_column"],
+    ),
     "column.csv": (b"title,body\na,b\n", ["column.csv", "title, body"]),
     "broken.jsonl": (b'{"text": "a"}\n{"text": \n', ["broken.jsonl"]),
     "broken.parquet": (b"PAR1 this is no parquet file", ["broken.parquet"]),
@@ -529,7 +620,11 @@ def test_errors_replace_goes_on(tmp_path):
 
 
 def test_the_command_line_says_one_line(tmp_path):
-    for arg, words in (("--val_fraction=2", "val_fraction=2"), ("absent.txt", "absent.txt"), ("--nam=x", "'name'")):
+    for arg, words in (
+        ("--val_fraction=2", "val_fraction=2"),
+        ("absent.txt", "absent.txt"),
+        ("--nam=x", "'name'"),
+    ):
         done = run("prepare.py", arg, check=False, cwd=tmp_path)
         assert done.returncode == 1
         assert done.stderr.count("\n") == 1
@@ -539,9 +634,17 @@ def test_the_command_line_says_one_line(tmp_path):
 @pytest.mark.parametrize("source", ["tinystories", "https://example.org/a.txt"])
 def test_no_network_is_one_line_within_seconds(tmp_path, source):
     """Every host is made unreachable: the proxy does not exist."""
-    proxy = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), "http://127.0.0.1:9")
+    proxy = dict.fromkeys(
+        ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), "http://127.0.0.1:9"
+    )
     start = time.time()
-    done = run("prepare.py", source, check=False, cwd=tmp_path, env=proxy | {"HF_HOME": str(tmp_path / "hf")})
+    done = run(
+        "prepare.py",
+        source,
+        check=False,
+        cwd=tmp_path,
+        env=proxy | {"HF_HOME": str(tmp_path / "hf")},
+    )
     assert done.returncode == 1
     assert "cannot be reached" in done.stderr
     assert time.time() - start < 60
@@ -567,9 +670,15 @@ def test_full_disk_is_one_line_and_keeps_what_was_there(tmp_path, monkeypatch):
 def test_an_interrupted_run_leaves_nothing_and_the_next_just_works(tmp_path, number):
     (tmp_path / "big.txt").write_bytes(b"some words of text\n" * 10_000_000)
     command = [sys.executable, str(ROOT / "prepare.py"), "big.txt"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
     deadline = time.time() + 60
-    while not list(tmp_path.glob("data/.big.tmp/train.bin")) and time.time() < deadline and process.poll() is None:
+    while (
+        not list(tmp_path.glob("data/.big.tmp/train.bin"))
+        and time.time() < deadline
+        and process.poll() is None
+    ):
         time.sleep(0.01)
     process.send_signal(number)
     error = process.communicate(timeout=60)[1]
@@ -594,6 +703,8 @@ def test_memory_does_not_grow_with_the_input(tmp_path):
                 f.write(b"a million bytes of text with sp." * 31250)
         command = [sys.executable, "-c", code, f"{name}.txt"]
         env = os.environ | {"PYTHONPATH": str(ROOT)}
-        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            command, cwd=tmp_path, env=env, capture_output=True, text=True, check=True
+        )
         peaks.append(int(done.stdout.split()[-1]))
     assert peaks[1] < peaks[0] + 50_000, "kilobytes"

@@ -11,13 +11,22 @@ from config import Config
 from tools import report
 
 
-def write_run(folder, flags="", status="finished", bpb=1.5, age=0.0, seconds=20.0, val="val", **knobs):
+def write_run(
+    folder, flags="", status="finished", bpb=1.5, age=0.0, seconds=20.0, val="val", **knobs
+):
     """A run as train.py leaves it."""
     folder.mkdir(parents=True)
-    cfg = dataclasses.asdict(Config(config="demo", intuition="Why not.", dataset="d", max_steps=80, **knobs))
+    cfg = dataclasses.asdict(
+        Config(config="demo", intuition="Why not.", dataset="d", max_steps=80, **knobs)
+    )
     data = {s: {"bytes": 1000, "symbols": 1000, "sha256": s} for s in ("train", val)}
     data["val"] = data.pop(val)
-    info = {"command": f"train.py config/demo.py {flags}", "config": cfg, "data": data, "status": status}
+    info = {
+        "command": f"train.py config/demo.py {flags}",
+        "config": cfg,
+        "data": data,
+        "status": status,
+    }
     info |= {"parameters": {"total": 1000, "n-gram tables": 10}, "device": "x86 cpu", "threads": 2}
     log = [{"event": "train", "step": s, "elapsed": s * 1.0, "bpb": 8 - s / 10} for s in range(20)]
     log += [{"event": "eval", "step": 20, "elapsed": seconds, "bpb": bpb}]
@@ -37,7 +46,11 @@ def home(tmp_path, monkeypatch):
 
 def rows(page):
     """The cells of each row of the tables in this page, by the run's folder."""
-    found = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.read_text().splitlines() if "](" in line]
+    found = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in page.read_text().splitlines()
+        if "](" in line
+    ]
     return {row[0].split("](")[0][1:]: dict(zip(report.HEADS, row, strict=False)) for row in found}
 
 
@@ -47,19 +60,36 @@ def test_published_runs_are_grouped_by_seed_with_what_they_change(home, capsys):
     command = "--share_ffn config/demo.py --n_loop 3 --seed=3"
     folder = write_run(home / "results/loop", command, n_loop=3, share_ffn=True, bpb=1.4, seed=3)
     tasks = {"blimp": {"n": 10, "of": 10, "acc": 0.625}, "mmlu": {"n": 5, "of": 90, "acc": 0.25}}
-    (folder / "eval.json").write_text(json.dumps({"weights": "last.pt", "step": 20, "tasks": tasks}))
+    (folder / "eval.json").write_text(
+        json.dumps({"weights": "last.pt", "step": 20, "tasks": tasks})
+    )
     write_run(home / "results/dead", "--dropout=0.5", status="interrupted", seed=4, dropout=0.5)
     write_run(home / "out/mine", seed=5, bpb=1.1)
     for _ in range(2):  # writing it again changes nothing
         report.main(["--publish"])
     found, text = rows(Path("results/RUNS.md")), Path("results/RUNS.md").read_text()
-    assert list(found) == ["loop", "a-seed1", "dead"], "the best first, what did not finish last, nothing of out/"
-    assert found["loop"]["what it changes"] == "share_ffn=true, n_loop=3" and "| 62.5 | 25.0 (5 items) |" in text
-    assert found["a-seed1"]["seeds"] == "1, 2" and found["a-seed1"]["val bpb"] == "1.600 (1.500 to 1.700)"
-    assert found["a-seed1"]["why"] == "Why not." and found["a-seed1"]["device"] == "x86 cpu, 2 threads"
+    assert list(found) == ["loop", "a-seed1", "dead"], (
+        "the best first, what did not finish last, nothing of out/"
+    )
+    assert (
+        found["loop"]["what it changes"] == "share_ffn=true, n_loop=3"
+        and "| 62.5 | 25.0 (5 items) |" in text
+    )
+    assert (
+        found["a-seed1"]["seeds"] == "1, 2"
+        and found["a-seed1"]["val bpb"] == "1.600 (1.500 to 1.700)"
+    )
+    assert (
+        found["a-seed1"]["why"] == "Why not." and found["a-seed1"]["device"] == "x86 cpu, 2 threads"
+    )
     assert "dropout=0.5" in found["dead"]["what it changes"] and "interrupted at 25%" in text
-    assert "- `config/stlm_100m.py`: 100M parameters" in text and "config/demo.py" not in text, "that one ran"
-    assert Path("results/bpb_d.png").read_bytes().startswith(b"\x89PNG") and not Path("out/RUNS.md").exists()
+    assert "- `config/stlm_100m.py`: 100M parameters" in text and "config/demo.py" not in text, (
+        "that one ran"
+    )
+    assert (
+        Path("results/bpb_d.png").read_bytes().startswith(b"\x89PNG")
+        and not Path("out/RUNS.md").exists()
+    )
     assert capsys.readouterr().err == ""
 
 
@@ -68,15 +98,25 @@ def test_a_readers_run_and_a_published_one_are_never_averaged_nor_two_runs_of_on
         write_run(home / f"results/d-seed{i}", seed=seed, bpb=bpb)
     write_run(home / "results/elsewhere", seed=1, bpb=1.0, val="another")
     for name, seed, bpb in (("first", 1, 1.2), ("again", 1, 1.9), ("other", 2, 1.4)):
-        write_run(home / "out" / name, seed=seed, bpb=bpb, age={"first": 500, "again": 400, "other": 300}[name])
+        write_run(
+            home / "out" / name,
+            seed=seed,
+            bpb=bpb,
+            age={"first": 500, "again": 400, "other": 300}[name],
+        )
     copy = write_run(home / "out/copy-of-d", seed=2, bpb=1.7)
     (copy / "log.jsonl").write_text((home / "results/d-seed1/log.jsonl").read_text())
     report.main([])
-    found = {name: (row["seeds"], row["val bpb"]) for name, row in rows(Path("out/RUNS.md")).items()}
+    found = {
+        name: (row["seeds"], row["val bpb"]) for name, row in rows(Path("out/RUNS.md")).items()
+    }
     assert found == {
         "first": ("1, 2", "1.300 (1.200 to 1.400)"),
         "again": ("1", "1.900"),
-        "../results/d-seed0": ("1, 2", "1.600 (1.500 to 1.700)"),  # (its copy is no run of the reader's)
+        "../results/d-seed0": (
+            "1, 2",
+            "1.600 (1.500 to 1.700)",
+        ),  # (its copy is no run of the reader's)
     }
     assert sorted(p.name for p in Path("out").glob("*.*")) == ["RUNS.md", "bpb_d.png"]
     assert not Path("results/RUNS.md").exists()
@@ -87,7 +127,12 @@ def test_folders_that_cannot_be_read_are_named_and_left_out(home, capsys):
     half = write_run(home / "out/half", seed=2, bpb=1.25)
     with open(half / "log.jsonl", "a") as f:
         f.write('{"event": "tr')  # killed while it wrote
-    odd = {"empty": "", "list": "[]", "bare": "{}", "odd": '{"config": 3, "data": [], "parameters": 1, "command": 0}'}
+    odd = {
+        "empty": "",
+        "list": "[]",
+        "bare": "{}",
+        "odd": '{"config": 3, "data": [], "parameters": 1, "command": 0}',
+    }
     for name, text in odd.items():
         (home / "out" / name).mkdir()
         (home / "out" / name / "run.json").write_text(text)
@@ -110,7 +155,9 @@ def test_folders_that_cannot_be_read_are_named_and_left_out(home, capsys):
     for name in (*odd, "gone", *spoilt):
         assert f"out/{name} is left out" in warned
     text = Path("out/RUNS.md").read_text()
-    assert "(1.250 to 1.500)" in text and "99.0" not in text and warned.count("\n") == 10, "and the half line"
+    assert "(1.250 to 1.500)" in text and "99.0" not in text and warned.count("\n") == 10, (
+        "and the half line"
+    )
     assert "a game has no bits per byte" in warned
 
 
@@ -119,26 +166,46 @@ def test_nothing_that_a_run_folder_names_is_run_or_written(home):
     (home / "evil.py").write_text(f"open({str(home / 'owned')!r}, 'w')")
     names = (str(home / "evil"), "../evil", "evil", str(home / "evil.py"))
     for i, name in enumerate(names):
-        path = write_run(home / f"out/{i}", f"{name} --config={name}", seed=i + 1, bpb=1 + i / 10) / "run.json"
+        path = (
+            write_run(home / f"out/{i}", f"{name} --config={name}", seed=i + 1, bpb=1 + i / 10)
+            / "run.json"
+        )
         info = json.loads(path.read_text())
-        info["config"] |= {"config": name, "dataset": "../../elsewhere/x", "intuition": "a | b\n| c |"}
+        info["config"] |= {
+            "config": name,
+            "dataset": "../../elsewhere/x",
+            "intuition": "a | b\n| c |",
+        }
         path.write_text(json.dumps(info))
     report.main([])
     assert not (home / "owned").exists() and str(home / "evil") in Path("out/RUNS.md").read_text()
     assert sorted(p.name for p in home.rglob("*.png")) == ["bpb_elsewhere_x.png"]
-    assert len(rows(Path("out/RUNS.md"))) == len(names) and "a \\| b \\| c \\|" in Path("out/RUNS.md").read_text()
+    assert (
+        len(rows(Path("out/RUNS.md"))) == len(names)
+        and "a \\| b \\| c \\|" in Path("out/RUNS.md").read_text()
+    )
 
 
 def test_kinds_of_race_have_panels_of_their_own(home):
     """20 minutes of a CPU beside 3 minutes of a GPU would compare what cannot be compared."""
-    for i, (device, seconds) in enumerate((("x86 cpu", 1), ("x86 cpu", 500), ("x86 cpu", 1200), ("NVIDIA H200", 1))):
+    for i, (device, seconds) in enumerate(
+        (("x86 cpu", 1), ("x86 cpu", 500), ("x86 cpu", 1200), ("NVIDIA H200", 1))
+    ):
         for n_layer in (2, 3):
-            path = write_run(home / f"out/{i}-{n_layer}", dropout=i / 9, n_layer=n_layer, seconds=seconds)
+            path = write_run(
+                home / f"out/{i}-{n_layer}", dropout=i / 9, n_layer=n_layer, seconds=seconds
+            )
             info = json.loads((path / "run.json").read_text())
             (path / "run.json").write_text(json.dumps(info | {"device": device}))
     [(name, _, experiments)] = report.datasets(report.read_runs(publish=False))
-    kinds = [(on, sorted(group[0]["name"] for group in race)) for on, race in report.races(experiments)]
-    assert kinds == [("CPU", ["0-2", "0-3", "1-2", "1-3"]), ("CPU", ["2-2", "2-3"]), ("GPU", ["3-2", "3-3"])]
+    kinds = [
+        (on, sorted(group[0]["name"] for group in race)) for on, race in report.races(experiments)
+    ]
+    assert kinds == [
+        ("CPU", ["0-2", "0-3", "1-2", "1-3"]),
+        ("CPU", ["2-2", "2-3"]),
+        ("GPU", ["3-2", "3-3"]),
+    ]
     assert report.draw([(name, 7, experiments)], Path("out")) == [Path("out/bpb_d.png")]
 
 
@@ -147,7 +214,8 @@ def test_names_stand_in_the_picture_and_apart_from_each_other():
     ax = figure.subplots()
     ax.set(xscale="log")
     race = [
-        [{"mine": False, "cfg": {}, "parameters": 800_000 + i, "bpb": 2 + i / 500, "name": f"r{i}"}] for i in range(12)
+        [{"mine": False, "cfg": {}, "parameters": 800_000 + i, "bpb": 2 + i / 500, "name": f"r{i}"}]
+        for i in range(12)
     ]
     names = report.points(ax, race)
     figure.draw_without_rendering()
@@ -168,7 +236,12 @@ def test_what_is_running_is_told_from_its_heartbeat(home, capsys):
     write_run(home / "out/killed", status="running", seed=2, age=9999)
     report.main([])
     out = capsys.readouterr().out
-    assert "out/alive [#####               ] 25%, step 20 | train 6.100 bpb | eval 1.500 bpb | 0:01:00 left" in out
+    assert (
+        "out/alive [#####               ] 25%, step 20 | train 6.100 bpb | eval 1.500 bpb | 0:01:00 left"
+        in out
+    )
     assert "out/killed" not in out
     text = Path("out/RUNS.md").read_text()
-    assert "killed at 25%" in text and "running at 25%" in text and " at 20" in text, "and when that was so"
+    assert "killed at 25%" in text and "running at 25%" in text and " at 20" in text, (
+        "and when that was so"
+    )

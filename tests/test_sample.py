@@ -12,17 +12,34 @@ def trained(tmp_path_factory):
     """prepare -> train, as subprocesses, on text with characters of one to four bytes."""
     home = tmp_path_factory.mktemp("home")
     sentence = "The naïve café sold 10 µg of 日本 tea to 🐍 and friends. "
-    (home / "text.txt").write_text("".join(f"{i} {sentence}\n" for i in range(200)), encoding="utf-8")
+    (home / "text.txt").write_text(
+        "".join(f"{i} {sentence}\n" for i in range(200)), encoding="utf-8"
+    )
     run("prepare.py", "text.txt", "--name=words", f"--data_dir={home / 'data'}", cwd=home)
-    run("train.py", *SMALL, f"--data_dir={home / 'data'}", "--max_steps=120", f"--out_dir={home / 'out/run'}", cwd=home)
+    run(
+        "train.py",
+        *SMALL,
+        f"--data_dir={home / 'data'}",
+        "--max_steps=120",
+        f"--out_dir={home / 'out/run'}",
+        cwd=home,
+    )
     return home
 
 
 def test_the_newest_run_writes_text_and_only_text_to_stdout(trained):
     done = run("sample.py", "--prompt=The naïve", "--max_new_bytes=120", cwd=trained)
-    assert done.stdout.startswith("The naïve") and "bytes/s" in done.stderr and "bytes/s" not in done.stdout
-    assert 60 < len(done.stdout.encode()) <= 9 + 120 + 60  # (a byte that fits no character is written as three)
-    again = run("sample.py", "--prompt=The naïve", "--max_new_bytes=120", "--out_dir=out/run", cwd=trained)
+    assert (
+        done.stdout.startswith("The naïve")
+        and "bytes/s" in done.stderr
+        and "bytes/s" not in done.stdout
+    )
+    assert (
+        60 < len(done.stdout.encode()) <= 9 + 120 + 60
+    )  # (a byte that fits no character is written as three)
+    again = run(
+        "sample.py", "--prompt=The naïve", "--max_new_bytes=120", "--out_dir=out/run", cwd=trained
+    )
     assert again.stdout == done.stdout, "same seed, same text"
     other = run("sample.py", "--prompt=The naïve", "--max_new_bytes=120", "--seed=1", cwd=trained)
     assert other.stdout != done.stdout

@@ -18,7 +18,16 @@ from config import build, load_file
 from lib.files import load_checkpoint
 from lib.games import GAMES, best_moves, draw, every_line, play, scores, uniform
 from model import PAD, STLM
-from selfplay import SelfPlayConfig, lineup, log_p, next_byte_loss, reinforce_loss, spin_loss, variety, write_on
+from selfplay import (
+    SelfPlayConfig,
+    lineup,
+    log_p,
+    next_byte_loss,
+    reinforce_loss,
+    spin_loss,
+    variety,
+    write_on,
+)
 from tools.share import about_run
 
 SMALL = [
@@ -46,7 +55,9 @@ class Inclined(STLM):
     """Chooses a digit about every other time, so that untrained games are not over at once."""
 
     def head(self, x):
-        return super().head(x) + 4.5 * torch.zeros(256).index_fill(0, torch.arange(ord("1"), ord("9") + 1), 1)
+        return super().head(x) + 4.5 * torch.zeros(256).index_fill(
+            0, torch.arange(ord("1"), ord("9") + 1), 1
+        )
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +129,12 @@ def test_the_table_agrees_with_plain_recursion():
         free = [i for i in range(9) if not board[i]]
         return max((-worth((*board[:i], mover, *board[i + 1 :]), -mover) for i in free), default=0)
 
-    for board in ([0] * 9, [1, 0, 0, 0, -1, 0, 0, 0, 1], [1, -1, 0, 0, 0, 0, 0, 0, 0], [1, 1, -1, -1, 0, 0, 1, 0, -1]):
+    for board in (
+        [0] * 9,
+        [1, 0, 0, 0, -1, 0, 0, 0, 1],
+        [1, -1, 0, 0, 0, 0, 0, 0, 0],
+        [1, 1, -1, -1, 0, 0, 1, 0, -1],
+    ):
         mover = 1 if sum(board) == 0 else -1
         assert value[game.key(mover * torch.tensor([board]))] == worth(tuple(board), mover), board
 
@@ -146,7 +162,9 @@ def test_an_illegal_move_loses(game):
     if game.n_plies == 9:
         assert game.move(state, game.moves[:1])[1].item() == -1, "the field is taken"
     else:
-        assert game.move(torch.tensor([[2]]), game.moves[2:])[1].item() == -1, "there are not so many left"
+        assert game.move(torch.tensor([[2]]), game.moves[2:])[1].item() == -1, (
+            "there are not so many left"
+        )
 
 
 def test_only_moves_that_the_model_chose_are_trained_on(game, model):
@@ -155,10 +173,15 @@ def test_only_moves_that_the_model_chose_are_trained_on(game, model):
     games = play(game, model, *players)
     assert games.illegal.any() and (~games.chosen[:, 0]).any()
     ended = games.text[:, game.asked] == PAD  # no mark was typed any more
-    assert not (games.chosen & ended).any() and (games.chosen | ended)[:, 4:].all() and games.chosen[:, 4].any()
+    assert (
+        not (games.chosen & ended).any()
+        and (games.chosen | ended)[:, 4:].all()
+        and games.chosen[:, 4].any()
+    )
     seen = []
     spy = SimpleNamespace(
-        hidden=model.hidden, head=lambda x: seen.append(model.head(x).detach().requires_grad_()) or seen[0]
+        hidden=model.hidden,
+        head=lambda x: seen.append(model.head(x).detach().requires_grad_()) or seen[0],
     )
     reinforce_loss(game, spy, games, group, 0.1).backward()
     trained = seen[0].grad.abs().sum(dim=2) > 0
@@ -171,10 +194,15 @@ def test_random_games_have_one_random_side_and_a_mean_of_their_own(game, model):
     """A quarter of the games have a random first or second player, equally often; a move is compared with games of its
     kind, so that where all games of a kind end alike there is nothing to learn from them."""
     (by_model, _, _), group = lineup(game, config(games=4000, openings=0, random_games=0.25), 2)
-    assert (group.bincount(minlength=3) / 4000).tolist() == pytest.approx([0.125, 0.125, 0.75], abs=0.02)
+    assert (group.bincount(minlength=3) / 4000).tolist() == pytest.approx(
+        [0.125, 0.125, 0.75], abs=0.02
+    )
     for side in (0, 1, 2):
         moves = by_model[group == side]
-        assert all(moves[:, ply].all() if ply % 2 != side else not moves[:, ply].any() for ply in range(game.n_plies))
+        assert all(
+            moves[:, ply].all() if ply % 2 != side else not moves[:, ply].any()
+            for ply in range(game.n_plies)
+        )
     assert not (lineup(game, config(random_games=0), 2)[1] < 2).any()
     assert not (lineup(game, config(random_games=1), 2)[1] == 2).any()
     players, group = lineup(game, config(games=64, openings=0), 3)
@@ -189,7 +217,9 @@ def test_rewards_sum_to_zero(game, model):
     players, group = lineup(game, config(games=64), 1)
     games = play(game, model, *players)
     moved_last = (games.text[:, game.asked] != PAD).sum(dim=1) - 1
-    assert (games.result[games.illegal] == 2 * (moved_last[games.illegal] % 2) - 1).all(), "the other one wins"
+    assert (games.result[games.illegal] == 2 * (moved_last[games.illegal] % 2) - 1).all(), (
+        "the other one wins"
+    )
     parts = []
     for sign in (1, -1):
         games.result *= sign
@@ -202,21 +232,35 @@ def test_a_perfect_player_loses_no_line_and_the_measure_agrees_with_playing(game
     player = ByTable(game, best)
     found = scores(game, player, best, seed=1, n=400)
     lost = [int(found[f"lost_{who}"].split("/")[0]) for who in ("first", "second")]
-    assert lost[0] == 0 and (lost[1] == 0) == (game.n_plies == 9), "at Nim the second one loses to perfect play"
+    assert lost[0] == 0 and (lost[1] == 0) == (game.n_plies == 9), (
+        "at Nim the second one loses to perfect play"
+    )
     plies = torch.arange(game.n_plies).expand(4000, -1)
     for role in (0, 1):
         lines, _, shares = every_line(game, player, role)
         assert sum(shares) == pytest.approx(1) and lines > 50
-        games = play(game, player, plies % 2 == role, game.legal, uniform(2, 4000, game.n_plies, "cpu"), greedy=True)
+        games = play(
+            game,
+            player,
+            plies % 2 == role,
+            game.legal,
+            uniform(2, 4000, game.n_plies, "cpu"),
+            greedy=True,
+        )
         won = (games.result == (1 - 2 * role)).double().mean().item()
-        assert won == pytest.approx(shares[0], abs=0.03), "as often as in games against random moves"
+        assert won == pytest.approx(shares[0], abs=0.03), (
+            "as often as in games against random moves"
+        )
 
 
 def test_draws_are_as_likely_as_their_weights():
     weights = torch.tensor([[0.0, 1.0, 0.0, 3.0, 0.0]]).expand(20_000, -1)
     found = draw(weights, uniform(1, 20_000, 1, "cpu")[:, 0]).bincount(minlength=5) / 20_000
     assert found.tolist() == pytest.approx([0, 0.25, 0, 0.75, 0], abs=0.02)
-    assert draw(weights[:2], torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)).tolist() == [1, 3]
+    assert draw(weights[:2], torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)).tolist() == [
+        1,
+        3,
+    ]
 
 
 def test_games_repeat_from_the_seed_and_do_not_depend_on_the_batch(game, model):
@@ -235,13 +279,18 @@ def test_reading_games_in_training_is_what_play_saw(game, model):
     b = model.head(model.read(text, model.start(len(text)))[0][:, game.asked])[games.chosen]
     torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
     mean = next_byte_loss(model, games.text).item()
-    one_by_one = [model.nats(row[None, :-1], row[None, 1:])[0, row[1:] != PAD] for row in games.text]
+    one_by_one = [
+        model.nats(row[None, :-1], row[None, 1:])[0, row[1:] != PAD] for row in games.text
+    ]
     assert mean == pytest.approx(torch.cat(one_by_one).mean().item(), abs=1e-4)
 
 
 @pytest.mark.slow
 def test_a_little_training_on_nim_cuts_illegal_moves(tmp_path, capsys):
-    out, keys = tmp_path / "nim", "illegal lost_first lost_second win_random_first win_random_second"
+    out, keys = (
+        tmp_path / "nim",
+        "illegal lost_first lost_second win_random_first win_random_second",
+    )
     keys += " draw_perfect_first draw_perfect_second win_perfect_first seconds"
     length = ["--batch_bytes=2048", "--max_steps=130", "--pretrain=0.8", "--eval_interval=0"]
     selfplay.main([*SMALL, "--game=nim", *length, f"--out_dir={out}"])
@@ -269,15 +318,31 @@ def test_resumed_equals_uninterrupted_and_leaves_what_sample_takes(tmp_path):
             code = selfplay.main([*args, f"--out_dir={parts}", "--resume=auto"])
         assert code == (130 if stop_at else 0)
     a, b = (load_checkpoint(folder / "last.pt") for folder in (whole, parts))
-    assert a["step"] == b["step"] == 12 and all(torch.equal(a["model"][k], b["model"][k]) for k in a["model"])
-    logs = [[json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()] for folder in (whole, parts)]
+    assert a["step"] == b["step"] == 12 and all(
+        torch.equal(a["model"][k], b["model"][k]) for k in a["model"]
+    )
+    logs = [
+        [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+        for folder in (whole, parts)
+    ]
     evals = [[(e["step"], e["lost"]) for e in log if e["event"] == "eval"] for log in logs]
     assert evals[0] == evals[1] and [step for step, _ in evals[0]] == [5, 10, 12]
     info = json.loads((parts / "run.json").read_text())
-    assert info["status"] == "finished" and info["command"].startswith("selfplay.py") and info["config"]["game"]
-    for name in ("best", "last"):  # the verdict is that of the best weights, and goes with no others
-        shared = about_run(checkpoint := load_checkpoint(parts / f"{name}.pt"), parts / f"{name}.pt")
-        assert ("verdict" in shared) == (checkpoint["step"] == info["best_step"]) and shared["command"]
+    assert (
+        info["status"] == "finished"
+        and info["command"].startswith("selfplay.py")
+        and info["config"]["game"]
+    )
+    for name in (
+        "best",
+        "last",
+    ):  # the verdict is that of the best weights, and goes with no others
+        shared = about_run(
+            checkpoint := load_checkpoint(parts / f"{name}.pt"), parts / f"{name}.pt"
+        )
+        assert ("verdict" in shared) == (checkpoint["step"] == info["best_step"]) and shared[
+            "command"
+        ]
     done = run("sample.py", f"--out_dir={parts}", "--prompt=X5 ", "--max_new_bytes=9")
     assert done.stdout.startswith("X5 ")
 
@@ -327,11 +392,22 @@ def test_variety_counts_n_grams():
 def test_on_text_a_run_resumes_and_says_what_it_wrote(small, tmp_path, capsys):
     """An iteration writes, then takes a step for every micro_batch of rows; it starts from a run of train.py."""
     train.main([*small, "--max_steps=20", f"--out_dir={tmp_path / 'base'}"])
-    args = ["config/selfplay_text.py", "--max_steps=4", "--block_size=32", "--batch_bytes=256", "--micro_batch=4"]
+    args = [
+        "config/selfplay_text.py",
+        "--max_steps=4",
+        "--block_size=32",
+        "--batch_bytes=256",
+        "--micro_batch=4",
+    ]
     args += ["--prefix_bytes=8", "--eval_interval=2", "--eval_bytes=500", "--device=cpu"]
     selfplay.main([*args, f"--init_from={tmp_path / 'base'}", f"--out_dir={tmp_path / 'whole'}"])
     said = capsys.readouterr().out
-    assert "after" in said and "real" in said and "own" in said and said.splitlines()[-1].startswith("val_bpb=")
+    assert (
+        "after" in said
+        and "real" in said
+        and "own" in said
+        and said.splitlines()[-1].startswith("val_bpb=")
+    )
     original = selfplay.Run.tick
 
     def tick(self):
@@ -340,32 +416,63 @@ def test_on_text_a_run_resumes_and_says_what_it_wrote(small, tmp_path, capsys):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(selfplay.Run, "tick", tick)
-        assert selfplay.main([*args, f"--init_from={tmp_path / 'base'}", f"--out_dir={tmp_path / 'parts'}"]) == 130
+        assert (
+            selfplay.main(
+                [*args, f"--init_from={tmp_path / 'base'}", f"--out_dir={tmp_path / 'parts'}"]
+            )
+            == 130
+        )
     assert selfplay.main([*args, f"--out_dir={tmp_path / 'parts'}", "--resume"]) == 0
     a, b = (load_checkpoint(tmp_path / name / "last.pt")["model"] for name in ("whole", "parts"))
     assert all(torch.equal(a[k], b[k]) for k in a)
     log = [json.loads(line) for line in (tmp_path / "parts" / "log.jsonl").read_text().splitlines()]
     assert [e["step"] for e in log if e["event"] == "train"] == [1, 2, 3, 4]
-    assert all(0 < e["distinct_own"] <= 1 and 0 <= e["repeated_real"] < 1 for e in log if e["event"] == "train")
+    assert all(
+        0 < e["distinct_own"] <= 1 and 0 <= e["repeated_real"] < 1
+        for e in log
+        if e["event"] == "train"
+    )
 
 
 def test_what_would_go_wrong_later_is_said_first(small, tmp_path):
     """Too little to write, other weights than asked for, a game's model on text: one line, before anything is lost."""
     base, text, played = (f"--out_dir={tmp_path / name}" for name in ("base", "text", "played"))
     train.main([*small, "--max_steps=2", base])
-    args = ["config/selfplay_text.py", "--max_steps=2", "--block_size=32", "--batch_bytes=32", "--micro_batch=1"]
+    args = [
+        "config/selfplay_text.py",
+        "--max_steps=2",
+        "--block_size=32",
+        "--batch_bytes=32",
+        "--micro_batch=1",
+    ]
     args += ["--prefix_bytes=26", "--eval_interval=2", "--eval_bytes=500", "--device=cpu"]
     start = f"--init_from={tmp_path / 'base'}"
     assert selfplay.main([*args, start, text]) == 0, "one row, of which 7 bytes are written"
     selfplay.main([*SMALL, "--max_steps=2", "--pretrain=0.5", played])
     for main, command, words in (
-        (selfplay.main, [*args, start, text, "--prefix_bytes=27", "--overwrite"], "prefix_bytes=27 .* 1 and 26"),
+        (
+            selfplay.main,
+            [*args, start, text, "--prefix_bytes=27", "--overwrite"],
+            "prefix_bytes=27 .* 1 and 26",
+        ),
         (selfplay.main, [*args, text, "--micro_batch=2", "--resume"], "micro_batch=2"),
         (selfplay.main, [*args, base, "--resume"], "is of train.py"),
         (train.main, [text, "--resume"], "is of selfplay.py"),
-        (selfplay.main, [*args, f"--init_from={tmp_path / 'played'}", text, "--overwrite"], "no dataset: --dataset="),
-        (selfplay.main, ["config/selfplay_game.py", "--play", "--game=nim", played], "game=nim, but .* tictactoe"),
-        (selfplay.main, [*SMALL, "--tokenizer=gpt2", "--pooling=none", "--max_patches=0"], "tokenizer='gpt2'"),
+        (
+            selfplay.main,
+            [*args, f"--init_from={tmp_path / 'played'}", text, "--overwrite"],
+            "no dataset: --dataset=",
+        ),
+        (
+            selfplay.main,
+            ["config/selfplay_game.py", "--play", "--game=nim", played],
+            "game=nim, but .* tictactoe",
+        ),
+        (
+            selfplay.main,
+            [*SMALL, "--tokenizer=gpt2", "--pooling=none", "--max_patches=0"],
+            "tokenizer='gpt2'",
+        ),
     ):
         with pytest.raises(ValueError, match=words):
             main(command)

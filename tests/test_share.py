@@ -35,8 +35,19 @@ def logits(model):
 def random_model(**knobs):
     """Every weight random, the zero-initialised ones too."""
     torch.manual_seed(0)
-    sizes = {"block_size": 48, "n_layer": 2, "n_head": 2, "n_embd": 36, "n_local_embd": 20, "gram_rows": 77}
-    model = STLM(ModelConfig(**sizes | {"n_grams": 2, "gram_width": 5, "n_match": 2, "canon_reach": 3} | knobs)).eval()
+    sizes = {
+        "block_size": 48,
+        "n_layer": 2,
+        "n_head": 2,
+        "n_embd": 36,
+        "n_local_embd": 20,
+        "gram_rows": 77,
+    }
+    model = STLM(
+        ModelConfig(
+            **sizes | {"n_grams": 2, "gram_width": 5, "n_match": 2, "canon_reach": 3} | knobs
+        )
+    ).eval()
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.2)
     return model
@@ -59,17 +70,23 @@ def shared(trained):
 # --- what comes back -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("knobs", [{}, {"pooling": "none"}, {"share_ffn": True, "n_loop": 2, "n_grams": 0}])
+@pytest.mark.parametrize(
+    "knobs", [{}, {"pooling": "none"}, {"share_ffn": True, "n_loop": 2, "n_grams": 0}]
+)
 def test_a_round_trip_changes_no_logit_and_stores_each_weight_once(knobs, tmp_path):
     model = random_model(**knobs)
     model.about = {"step": 7}
     model.save_pretrained(tmp_path / "a")
     again = STLM.from_pretrained(tmp_path / "a")
-    assert torch.equal(logits(again), logits(model)) and again.cfg == model.cfg and not again.training
+    assert (
+        torch.equal(logits(again), logits(model)) and again.cfg == model.cfg and not again.training
+    )
     assert again.about["step"] == 7
     with safe_open(tmp_path / "a/model.safetensors", "pt") as file:
         stored = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
-    assert stored == {key: list(p.shape) for key, p in model.named_parameters()}, "the head is the embedding: not there"
+    assert stored == {key: list(p.shape) for key, p in model.named_parameters()}, (
+        "the head is the embedding: not there"
+    )
     files = {p.name for p in (tmp_path / "a").iterdir()}
     assert files == {"model.safetensors", "config.json", "model.py", "README.md"}
     assert (tmp_path / "a/model.py").read_bytes() == (ROOT / "model.py").read_bytes()
@@ -108,14 +125,18 @@ def test_few_bits_cost_few_bits(trained, tmp_path, capsys):
     for bits in (32, 8, 4):
         share.main([f"--model={trained}", f"--to={tmp_path / str(bits)}", f"--bits={bits}"])
         bench.main(["eval", f"--model={tmp_path / str(bits)}", f"--text={text}", "--device=cpu"])
-        found[bits] = json.loads((tmp_path / str(bits) / "eval.json").read_text())["texts"]["text.txt"]["bpb"]
+        found[bits] = json.loads((tmp_path / str(bits) / "eval.json").read_text())["texts"][
+            "text.txt"
+        ]["bpb"]
     assert abs(found[8] - found[32]) < 0.02 and abs(found[4] - found[32]) < 0.2
 
 
 # --- wherever a run is taken -----------------------------------------------------------------------------------------
 
 
-def test_scripts_take_the_folder_as_they_take_the_run(trained, shared, data_dir, small, tmp_path, capsys):
+def test_scripts_take_the_folder_as_they_take_the_run(
+    trained, shared, data_dir, small, tmp_path, capsys
+):
     args = ["--prompt=the ", "--max_new_bytes=40", "--device=cpu", "--weights=last"]
     texts = []
     for model in (f"--model={trained}", f"--out_dir={trained}", f"--model={shared}"):
@@ -125,44 +146,90 @@ def test_scripts_take_the_folder_as_they_take_the_run(trained, shared, data_dir,
     with pytest.raises(ValueError, match="not both"):
         sample.main([f"--model={trained}", f"--out_dir={shared}"])
 
-    share.main([f"--model={shared}", f"--to={tmp_path / 'again'}"])  # shared once more, it tells the same
+    share.main(
+        [f"--model={shared}", f"--to={tmp_path / 'again'}"]
+    )  # shared once more, it tells the same
     again = STLM.from_pretrained(tmp_path / "again")
     assert again.about == STLM.from_pretrained(shared).about
     assert torch.equal(logits(again), logits(files.load_run(trained)[0]))
 
     capsys.readouterr()
-    bench.main(["eval", f"--model={shared}", f"--data_dir={data_dir}", "--tasks=val", "--device=cpu", "--json"])
+    bench.main(
+        [
+            "eval",
+            f"--model={shared}",
+            f"--data_dir={data_dir}",
+            "--tasks=val",
+            "--device=cpu",
+            "--json",
+        ]
+    )
     val = json.loads(capsys.readouterr().out)["val"]["bpb"]
     assert f"{val:.4f}" == json.loads((trained / "run.json").read_text())["verdict"]["val_bpb"]
 
-    train.main([*small, "--max_steps=1", f"--init_from={shared}", f"--out_dir={tmp_path / 'tuned'}", "--muon_lr=0"])
+    train.main(
+        [
+            *small,
+            "--max_steps=1",
+            f"--init_from={shared}",
+            f"--out_dir={tmp_path / 'tuned'}",
+            "--muon_lr=0",
+        ]
+    )
     with pytest.raises(ValueError, match=r"n_layer=2, this config 1"):
-        train.main([*small, "--n_layer=1", "--max_steps=1", f"--init_from={shared}", f"--out_dir={tmp_path / 'no'}"])
+        train.main(
+            [
+                *small,
+                "--n_layer=1",
+                "--max_steps=1",
+                f"--init_from={shared}",
+                f"--out_dir={tmp_path / 'no'}",
+            ]
+        )
 
 
 def test_the_harness_takes_it(shared):
-    pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed (pip install lm-eval)")
+    pytest.importorskip(
+        "lm_eval", reason="lm-evaluation-harness is not installed (pip install lm-eval)"
+    )
     from tools.harness import Harness
 
-    assert torch.equal(logits(Harness(model=str(shared), device="cpu").model), logits(STLM.from_pretrained(shared)))
+    assert torch.equal(
+        logits(Harness(model=str(shared), device="cpu").model), logits(STLM.from_pretrained(shared))
+    )
 
 
 def test_the_card_tells_what_the_run_knows(trained, shared):
     card = (shared / "README.md").read_text()
     run_json = json.loads((trained / "run.json").read_text())
     assert card.startswith("---\nlicense: mit\n") and 'STLM.from_pretrained(".")' in card
-    for fact in (f"{run_json['parameters']['total']:,}", "train.py --", run_json["verdict"]["val_bpb"], "words"):
+    for fact in (
+        f"{run_json['parameters']['total']:,}",
+        "train.py --",
+        run_json["verdict"]["val_bpb"],
+        "words",
+    ):
         assert fact in card
-    assert str(trained.parent) not in card + (shared / "config.json").read_text(), "folders of this machine"
+    assert str(trained.parent) not in card + (shared / "config.json").read_text(), (
+        "folders of this machine"
+    )
     python = card.split("```python\n")[1].split("```")[0]
-    done = subprocess.run([sys.executable, "-c", python], cwd=shared, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", python], cwd=shared, capture_output=True, text=True
+    )
     assert done.returncode == 0 and len(done.stdout) > 10, done.stderr
 
 
 def test_benchmarks_are_in_the_card(trained, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(trained, folder)
-    found = {"n": 1200, "chance": 0.5, "acc": 0.6543, "acc_stderr": 0.0137, "groups": {"a": {"n": 3, "acc": 1.0}}}
+    found = {
+        "n": 1200,
+        "chance": 0.5,
+        "acc": 0.6543,
+        "acc_stderr": 0.0137,
+        "groups": {"a": {"n": 3, "acc": 1.0}},
+    }
     scores = {"weights": "last.pt", "step": 30, "tasks": {"blimp": found}}
     (folder / "eval.json").write_text(json.dumps(scores))
     share.main([f"--model={folder}", f"--to={tmp_path / 'a'}"])
@@ -174,10 +241,21 @@ def test_benchmarks_are_in_the_card(trained, tmp_path):
 
 def test_the_models_in_the_clone_write_text(tmp_path):
     for folder in sorted((ROOT / "results/models").iterdir()):
-        assert (folder / "model.safetensors").stat().st_size < 1.5e6 and (folder / "log.jsonl").exists()
+        assert (folder / "model.safetensors").stat().st_size < 1.5e6 and (
+            folder / "log.jsonl"
+        ).exists()
     done = run("sample.py", "--max_new_bytes=80", "--prompt=ROMEO:", cwd=tmp_path)
-    assert "results/models/shakespeare_80k is taken" in done.stderr and "python train.py" in done.stderr
-    same = run("sample.py", "--max_new_bytes=80", "--prompt=ROMEO:", "--model=results/models/shakespeare_80k", cwd=ROOT)
+    assert (
+        "results/models/shakespeare_80k is taken" in done.stderr
+        and "python train.py" in done.stderr
+    )
+    same = run(
+        "sample.py",
+        "--max_new_bytes=80",
+        "--prompt=ROMEO:",
+        "--model=results/models/shakespeare_80k",
+        cwd=ROOT,
+    )
     assert done.stdout == same.stdout and done.stdout.startswith("ROMEO:")
 
 
@@ -197,9 +275,14 @@ class Hub(http.server.BaseHTTPRequestHandler):
         files = {p.name: p.read_bytes() for p in self.folder.iterdir()}
         headers, body = {}, None
         if path == "/api/models/ann/poems/revision/main":
-            body = json.dumps({"id": "ann/poems", "sha": sha, "siblings": [{"rfilename": f} for f in files]}).encode()
+            body = json.dumps(
+                {"id": "ann/poems", "sha": sha, "siblings": [{"rfilename": f} for f in files]}
+            ).encode()
         elif path == f"/api/models/ann/poems/tree/{sha}":
-            tree = [{"type": "file", "path": f, "size": len(b), "oid": "b" * 40} for f, b in files.items()]
+            tree = [
+                {"type": "file", "path": f, "size": len(b), "oid": "b" * 40}
+                for f, b in files.items()
+            ]
             body = json.dumps(tree).encode()
         elif path.startswith(f"/ann/poems/resolve/{sha}/"):
             body = files[path.rpartition("/")[2]]
@@ -221,10 +304,15 @@ class Hub(http.server.BaseHTTPRequestHandler):
 def hub(shared, tmp_path):
     """(environment of a client of it, what it was asked for)"""
     asked = []
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Hub, shared, asked))
+    server = http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(Hub, shared, asked)
+    )
     threading.Thread(target=server.serve_forever, daemon=True).start()
     endpoint = f"http://127.0.0.1:{server.server_port}"
-    yield {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1"}, asked
+    yield (
+        {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1"},
+        asked,
+    )
     server.shutdown()
     server.server_close()
 
@@ -238,7 +326,15 @@ def test_a_name_on_the_hub_is_a_model(hub, shared, tmp_path):
     fetched = {path.rpartition("/")[2] for path in asked if "/resolve/" in path}
     assert fetched == {"model.safetensors", "config.json"}, "no code"
     (tmp_path / "text.txt").write_text("the of and to\n" * 30)
-    run("bench.py", "eval", "--model=ann/poems", "--text=text.txt", "--device=cpu", cwd=tmp_path, env=env)
+    run(
+        "bench.py",
+        "eval",
+        "--model=ann/poems",
+        "--text=text.txt",
+        "--device=cpu",
+        cwd=tmp_path,
+        env=env,
+    )
     assert "text.txt" in json.loads((tmp_path / "out/ann--poems/eval.json").read_text())["texts"]
     done = run("sample.py", "--model=bob/none", *args, cwd=tmp_path, env=env, check=False)
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and "404" in done.stderr
@@ -276,11 +372,19 @@ def test_uploading(trained, tmp_path, monkeypatch):
         files = {p.name: p.read_bytes() for p in share.Path(folder_path).iterdir()}
         calls.append(("upload", repo_id, files))
 
-    monkeypatch.setattr(huggingface_hub, "create_repo", lambda name, exist_ok: calls.append(("create", name, exist_ok)))
+    monkeypatch.setattr(
+        huggingface_hub,
+        "create_repo",
+        lambda name, exist_ok: calls.append(("create", name, exist_ok)),
+    )
     monkeypatch.setattr(huggingface_hub, "upload_folder", upload)
     monkeypatch.chdir(tmp_path)
     share.main([f"--model={trained}", "--to=ann/poems", "--bits=8"])
-    assert calls[0] == ("create", "ann/poems", True) and calls[1][:2] == ("upload", "ann/poems") and len(calls) == 2
+    assert (
+        calls[0] == ("create", "ann/poems", True)
+        and calls[1][:2] == ("upload", "ann/poems")
+        and len(calls) == 2
+    )
     files = calls[1][2]
     assert set(files) == {"model.safetensors", "config.json", "model.py", "README.md"}
     assert b'from_pretrained("ann/poems")' in files["README.md"] and not list(tmp_path.iterdir())
@@ -335,7 +439,9 @@ def write(name, content):
 DAMAGE = {
     "a pickle": write("model.safetensors", pickle.dumps(Malice())),
     "torch.save": lambda folder: torch.save({"w": Malice()}, folder / "model.safetensors"),
-    "cut short": lambda folder: write("model.safetensors", (folder / "model.safetensors").read_bytes()[:-9])(folder),
+    "cut short": lambda folder: write(
+        "model.safetensors", (folder / "model.safetensors").read_bytes()[:-9]
+    )(folder),
     "no weights": lambda folder: (folder / "model.safetensors").unlink(),
     "no config": lambda folder: (folder / "config.json").unlink(),
     "no JSON": write("config.json", b"{"),
@@ -363,7 +469,10 @@ DAMAGE = {
     "a scale too few": tensors_with(lambda t: t.update({"pool.weight.scale": torch.ones(3, 1)})),
     "packed, too short": tensors_with(
         lambda t: t.update(
-            {"pool.weight": torch.zeros(2, 32, dtype=torch.uint8), "pool.weight.scale": torch.ones(2, 1)}
+            {
+                "pool.weight": torch.zeros(2, 32, dtype=torch.uint8),
+                "pool.weight.scale": torch.ones(2, 1),
+            }
         )
     ),
 }
@@ -385,13 +494,22 @@ def test_what_is_told_wrongly_of_a_run_is_not_believed(shared, tmp_path):
     shutil.copytree(shared, tmp_path / "model")
     config_with(about={"data": 1, "step": [], "commit": 5})(tmp_path / "model")
     _, checkpoint, _ = files.load_run(tmp_path / "model")
-    assert checkpoint["data"] == {} and checkpoint["step"] == 0 and checkpoint["commit"] == "unknown"
+    assert (
+        checkpoint["data"] == {} and checkpoint["step"] == 0 and checkpoint["commit"] == "unknown"
+    )
 
 
 def test_code_that_lies_beside_the_weights_is_not_run(shared, tmp_path):
     folder = tmp_path / "model"
     shutil.copytree(shared, folder)
-    for name in ("model.py", "config.py", "files.py", "safetensors.py", "sitecustomize.py", "conftest.py"):
+    for name in (
+        "model.py",
+        "config.py",
+        "files.py",
+        "safetensors.py",
+        "sitecustomize.py",
+        "conftest.py",
+    ):
         (folder / name).write_text("raise SystemExit('run')")
     for cwd in (tmp_path, folder):
         done = run("sample.py", f"--model={folder}", "--max_new_bytes=5", "--device=cpu", cwd=cwd)
@@ -428,7 +546,11 @@ def test_the_wheel_is_model_py_under_the_name_stlm(shared, tmp_path):
         pytest.skip("pip finds no hatchling here, which builds the wheel")
     assert built.returncode == 0, built.stderr
     (wheel,) = (tmp_path / "wheel").glob("*.whl")
-    subprocess.run([*pip, "install", "--no-deps", "--target", tmp_path / "site", wheel], check=True, cwd=tmp_path)
+    subprocess.run(
+        [*pip, "install", "--no-deps", "--target", tmp_path / "site", wheel],
+        check=True,
+        cwd=tmp_path,
+    )
     assert {p.name for p in (tmp_path / "site").glob("*.py")} == {"stlm.py"}
     code = f"""
 import sys, stlm
@@ -438,7 +560,9 @@ model.save_pretrained("copy", bits=4)
 print(bytes(stlm.STLM.from_pretrained("copy").generate("the ", 20)))
 """
     env = {"PYTHONPATH": str(tmp_path / "site")}
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True
+    )
     assert done.returncode == 0 and len(eval(done.stdout)) <= 20, done.stderr
     assert (tmp_path / "copy/model.py").read_bytes() == (ROOT / "model.py").read_bytes()
 
@@ -452,6 +576,16 @@ def test_loaded_weights_outlive_the_file_they_came_from(shared, tmp_path):
 
 
 def test_a_hub_that_does_not_answer_is_one_line(trained, tmp_path):
-    env = {"HF_ENDPOINT": "http://127.0.0.1:1", "HF_HOME": str(tmp_path / "hf"), "HF_TOKEN": "hf_none"}
-    done = run("tools.share", f"--model={trained}", "--to=ann/poems", cwd=tmp_path, env=env, check=False)
-    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "cannot write to ann/poems" in done.stderr
+    env = {
+        "HF_ENDPOINT": "http://127.0.0.1:1",
+        "HF_HOME": str(tmp_path / "hf"),
+        "HF_TOKEN": "hf_none",
+    }
+    done = run(
+        "tools.share", f"--model={trained}", "--to=ann/poems", cwd=tmp_path, env=env, check=False
+    )
+    assert (
+        done.returncode == 1
+        and done.stderr.count("\n") == 1
+        and "cannot write to ann/poems" in done.stderr
+    )

@@ -40,14 +40,30 @@ def test_training_lowers_the_loss_and_leaves_everything(small, tmp_path, capsys)
     out = tmp_path / "run"
     assert train.main([*small, "--max_steps=60", "--eval_interval=30", f"--out_dir={out}"]) == 0
     verdict = dict(pair.split("=") for pair in capsys.readouterr().out.splitlines()[-1].split())
-    assert list(verdict) == ["val_bpb", "val_nats", "params", "steps", "seconds", "bytes_per_second"]
+    assert list(verdict) == [
+        "val_bpb",
+        "val_nats",
+        "params",
+        "steps",
+        "seconds",
+        "bytes_per_second",
+    ]
     assert float(verdict["val_bpb"]) < 4.5 < 7.5 < losses(out)[1]
-    assert float(verdict["val_nats"]) == pytest.approx(float(verdict["val_bpb"]) * math.log(2), abs=1e-4)
+    assert float(verdict["val_nats"]) == pytest.approx(
+        float(verdict["val_bpb"]) * math.log(2), abs=1e-4
+    )
     info = json.loads((out / "run.json").read_text())
-    assert info["status"] == "finished" and info["config"]["max_steps"] == 60 and info["versions"]["torch"]
+    assert (
+        info["status"] == "finished"
+        and info["config"]["max_steps"] == 60
+        and info["versions"]["torch"]
+    )
     assert (out / "loss.png").read_bytes()[:4] == b"\x89PNG"
     for name in ("last.pt", "best.pt"):  # tensors and plain values only, names without wrappers
-        assert not any("_orig_mod" in k or "module." in k for k in torch.load(out / name, weights_only=True)["model"])
+        assert not any(
+            "_orig_mod" in k or "module." in k
+            for k in torch.load(out / name, weights_only=True)["model"]
+        )
     model, checkpoint = load_model(out / "last.pt")
     found = bits_per_byte(model, Data(Config(**checkpoint["config"]), "val"), 32)["bpb"]
     assert found == pytest.approx(float(verdict["val_bpb"]), abs=1e-4)
@@ -64,17 +80,48 @@ def test_the_golden_run(tmp_path, capsys):
         text.append(words[word])
     raw = " ".join(text).encode()
     write_dataset(tmp_path / "made", raw[:-20_000], raw[-20_000:])
-    sizes = ["--block_size=64", "--max_patches=24", "--n_layer=2", "--n_head=2", "--n_embd=48", "--n_local_embd=32"]
-    sizes += ["--n_grams=2", "--gram_rows=500", "--gram_width=16", "--n_match=3", "--canon_reach=3", "--n_loop=2"]
-    args = [f"--data_dir={tmp_path}", "--batch_bytes=512", "--max_steps=200", "--eval_interval=0", "--dropout=0.05"]
-    assert train.main([*sizes, *args, "--device=cpu", "--dtype=float32", f"--out_dir={tmp_path / 'run'}"]) == 0
+    sizes = [
+        "--block_size=64",
+        "--max_patches=24",
+        "--n_layer=2",
+        "--n_head=2",
+        "--n_embd=48",
+        "--n_local_embd=32",
+    ]
+    sizes += [
+        "--n_grams=2",
+        "--gram_rows=500",
+        "--gram_width=16",
+        "--n_match=3",
+        "--canon_reach=3",
+        "--n_loop=2",
+    ]
+    args = [
+        f"--data_dir={tmp_path}",
+        "--batch_bytes=512",
+        "--max_steps=200",
+        "--eval_interval=0",
+        "--dropout=0.05",
+    ]
+    assert (
+        train.main(
+            [*sizes, *args, "--device=cpu", "--dtype=float32", f"--out_dir={tmp_path / 'run'}"]
+        )
+        == 0
+    )
     verdict = dict(pair.split("=") for pair in capsys.readouterr().out.splitlines()[-1].split())
     assert float(verdict["val_bpb"]) == pytest.approx(1.9525, abs=0.02)
 
 
 def test_resumed_equals_uninterrupted_bit_for_bit(small, tmp_path):
     """With dropout; stopped by a signal after a step that is no evaluation; evaluated more often after resuming."""
-    args = [*small, "--max_steps=24", "--dropout=0.2", "--dropout_schedule=triangle", "--eval_interval=10"]
+    args = [
+        *small,
+        "--max_steps=24",
+        "--dropout=0.2",
+        "--dropout_schedule=triangle",
+        "--eval_interval=10",
+    ]
     train.main([*args, f"--out_dir={tmp_path / 'whole'}"])
     original, calls = Data.batch, []
 
@@ -89,7 +136,15 @@ def test_resumed_equals_uninterrupted_bit_for_bit(small, tmp_path):
         assert train.main([*args, f"--out_dir={tmp_path / 'parts'}"]) == 130
     assert load_checkpoint(tmp_path / "parts" / "last.pt")["step"] == 13
     assert json.loads((tmp_path / "parts" / "run.json").read_text())["status"] == "interrupted"
-    train.main([*small[:1], f"--out_dir={tmp_path / 'parts'}", "--resume", "--eval_interval=3", "--eval_bytes=300"])
+    train.main(
+        [
+            *small[:1],
+            f"--out_dir={tmp_path / 'parts'}",
+            "--resume",
+            "--eval_interval=3",
+            "--eval_bytes=300",
+        ]
+    )
     assert same(weights_of(tmp_path / "whole"), weights_of(tmp_path / "parts"))
     assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
 
@@ -106,7 +161,13 @@ def test_resuming_with_the_same_config_file_keeps_what_the_command_line_said(sma
 def test_evaluating_more_changes_no_training_loss(small, tmp_path):
     for name, interval in (("never", 0), ("often", 2)):
         train.main(
-            [*small, "--max_steps=8", "--dropout=0.1", f"--eval_interval={interval}", f"--out_dir={tmp_path / name}"]
+            [
+                *small,
+                "--max_steps=8",
+                "--dropout=0.1",
+                f"--eval_interval={interval}",
+                f"--out_dir={tmp_path / name}",
+            ]
         )
     assert losses(tmp_path / "never") == losses(tmp_path / "often")
 
@@ -143,7 +204,13 @@ def free_port():
 def test_one_process_equals_two(objective, small, tmp_path):
     """1 process x 4 accumulations = 2 gloo processes x 2: first gradients to 1e-6, losses of 10 steps to 1e-4."""
     (tmp_path / "probe.py").write_text(PROBE)
-    args = [*small, "--micro_batch=2", "--max_steps=10", "--grad_clip=0", f"--objective={objective}"]
+    args = [
+        *small,
+        "--micro_batch=2",
+        "--max_steps=10",
+        "--grad_clip=0",
+        f"--objective={objective}",
+    ]
     for name, world in (("one", 1), ("two", 2)):
         port, processes = free_port(), []
         for rank in range(world):
@@ -154,7 +221,11 @@ def test_one_process_equals_two(objective, small, tmp_path):
                 "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": port,
             }
-            env = {k: str(v) for k, v in env.items()} | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PATH": ""}
+            env = {k: str(v) for k, v in env.items()} | {
+                "OMP_NUM_THREADS": "1",
+                "PYTHONPATH": str(ROOT),
+                "PATH": "",
+            }
             command = [sys.executable, tmp_path / "probe.py", tmp_path / f"{name}{rank}.pt", *args]
             processes.append(subprocess.Popen([*command, f"--out_dir={tmp_path / name}"], env=env))
         assert [p.wait(120) for p in processes] == [0] * world
@@ -178,7 +249,9 @@ def test_killed_during_a_save_leaves_a_loadable_checkpoint(small, tmp_path):
         "--eval_bytes=32",
         "--max_steps=100000",
     ]
-    process = subprocess.Popen([*command, f"--out_dir={out}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [*command, f"--out_dir={out}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     try:
         deadline = time.time() + 60
         while not (out / "best.pt").exists() and time.time() < deadline:
@@ -198,7 +271,9 @@ def test_max_seconds_bounds_training_time(small, tmp_path, capsys):
     verdict = dict(pair.split("=") for pair in capsys.readouterr().out.splitlines()[-1].split())
     assert float(verdict["seconds"]) >= 1.5 and int(verdict["steps"]) >= 1
     steps = [e for e in events(tmp_path / "run") if e["event"] == "train"]
-    assert all(e["elapsed"] < 1.5 for e in steps[:-1]), "the first step that ends after it is the last"
+    assert all(e["elapsed"] < 1.5 for e in steps[:-1]), (
+        "the first step that ends after it is the last"
+    )
 
 
 def test_warm_up_follows_the_seconds_that_compiling_took_also_after_resuming(small, tmp_path):
@@ -209,26 +284,43 @@ def test_warm_up_follows_the_seconds_that_compiling_took_also_after_resuming(sma
     torch.save(checkpoint | {"compile_seconds": 0.3}, tmp_path / "run/last.pt")
     train.main(["--resume", "--max_seconds=1.5", "--log_interval=1", out])
     scales = [
-        e["lr_scale"] for e in events(tmp_path / "run") if e["event"] == "train" and e["step"] > checkpoint["step"]
+        e["lr_scale"]
+        for e in events(tmp_path / "run")
+        if e["event"] == "train" and e["step"] > checkpoint["step"]
     ]
     assert min(scales) >= 0 and scales[0] > 0.5
 
 
 def test_init_from_starts_at_the_other_runs_weights(small, tmp_path):
     train.main([*small, "--max_steps=20", f"--out_dir={tmp_path / 'a'}"])
-    train.main([*small, "--max_steps=1", f"--init_from={tmp_path / 'a'}", f"--out_dir={tmp_path / 'b'}"])
+    train.main(
+        [*small, "--max_steps=1", f"--init_from={tmp_path / 'a'}", f"--out_dir={tmp_path / 'b'}"]
+    )
     assert losses(tmp_path / "b")[1] < 6.5 < losses(tmp_path / "a")[1]
     train.main(["--resume", "--max_steps=3", f"--out_dir={tmp_path / 'b'}"])
     assert load_checkpoint(tmp_path / "b" / "last.pt")["step"] == 3
     with pytest.raises(ValueError, match=r"best.pt has n_layer=2, this config 1"):
         train.main(
-            [*small, "--n_layer=1", "--max_steps=1", f"--init_from={tmp_path / 'a'}", f"--out_dir={tmp_path / 'c'}"]
+            [
+                *small,
+                "--n_layer=1",
+                "--max_steps=1",
+                f"--init_from={tmp_path / 'a'}",
+                f"--out_dir={tmp_path / 'c'}",
+            ]
         )
 
 
 def test_nonfinite_loss_stops_and_keeps_the_last_good_checkpoint(small, tmp_path):
     out = tmp_path / "run"
-    args = [*small, "--max_steps=50", "--eval_interval=5", "--warmup=0", "--grad_clip=0", "--n_grams=0"]
+    args = [
+        *small,
+        "--max_steps=50",
+        "--eval_interval=5",
+        "--warmup=0",
+        "--grad_clip=0",
+        "--n_grams=0",
+    ]
     with pytest.raises(
         ValueError,
         match=r"step \d+: loss .*gradient norm .*(--resume goes on|--overwrite starts anew).*--muon_lr=3.3e\+36",
@@ -246,8 +338,14 @@ def test_user_errors_are_one_line_with_the_fix(small, data_dir, tmp_path):
     write_dataset(tmp_path / "tiny", b"too short", b"x")
     new = [*small, f"--out_dir={tmp_path / 'new'}"]
     cases = [
-        ([*small, "--max_steps=2", f"--out_dir={out}"], ["already holds a run", "--resume", "--overwrite"]),
-        ([*small, "--resume", "--n_layer=3", "--max_steps=4", f"--out_dir={out}"], ["n_layer=3", "2", "on resume"]),
+        (
+            [*small, "--max_steps=2", f"--out_dir={out}"],
+            ["already holds a run", "--resume", "--overwrite"],
+        ),
+        (
+            [*small, "--resume", "--n_layer=3", "--max_steps=4", f"--out_dir={out}"],
+            ["n_layer=3", "2", "on resume"],
+        ),
         ([*small, "--resume", "--max_steps=4", "--out_dir=nowhere"], ["no checkpoint", "nowhere"]),
         (
             [*new, "--max_steps=2", "--batch_bytes=100", "--micro_batch=2"],
@@ -269,7 +367,9 @@ def test_user_errors_are_one_line_with_the_fix(small, data_dir, tmp_path):
     with pytest.raises(ValueError, match=r"last.pt cannot be used.*damaged"):
         train.main([*small, "--resume", "--max_steps=4", f"--out_dir={out}"])
     done = run("train.py", "--n_leyer=3", check=False)
-    assert done.returncode == 1 and done.stderr.strip().count("\n") == 0 and "n_layer" in done.stderr
+    assert (
+        done.returncode == 1 and done.stderr.strip().count("\n") == 0 and "n_layer" in done.stderr
+    )
 
 
 def test_other_data_is_refused_on_resume(small, tmp_path):
@@ -284,7 +384,9 @@ def test_other_data_is_refused_on_resume(small, tmp_path):
 @pytest.mark.slow
 def test_the_three_commands_work_on_a_fresh_clone(tmp_path):
     """prepare.py, torchrun train.py config/stlm_50m.py (one step of it), sample.py; and a user's mistake is a line."""
-    files = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    files = subprocess.run(
+        ["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     for name in files.split():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes((ROOT / name).read_bytes())
@@ -293,10 +395,16 @@ def test_the_three_commands_work_on_a_fresh_clone(tmp_path):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "train.py", "config/stlm_50m.py"]
     done = subprocess.run([*torchrun, "--n_leyer=3"], cwd=tmp_path, capture_output=True, text=True)
     ours = [line for line in done.stderr.splitlines() if line.startswith("train.py:")]
-    assert done.returncode == 1 and ours == ["train.py: command line: unknown key 'n_leyer'; did you mean 'n_layer'?"]
+    assert done.returncode == 1 and ours == [
+        "train.py: command line: unknown key 'n_leyer'; did you mean 'n_layer'?"
+    ]
     short = ["--max_steps=1", "--batch_bytes=4096"]
     done = subprocess.run([*torchrun, *short], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0 and done.stdout.startswith("dataset=a, the newest") and "49,935,168" in done.stdout
+    assert (
+        done.returncode == 0
+        and done.stdout.startswith("dataset=a, the newest")
+        and "49,935,168" in done.stdout
+    )
     done = run(tmp_path / "sample.py", "--max_new_bytes=20", cwd=tmp_path)
     assert "stlm_50m/best.pt: step 1, 49,935,168 parameters" in done.stderr and done.stdout
 
@@ -313,8 +421,13 @@ def test_a_run_of_days_says_so_in_its_first_line(small, tmp_path, capsys, monkey
         (5000, "3.5 days left at this speed; --max_seconds=3600 trains for an hour"),
         (60, "0:59:00 left\n"),
     ):
-        assert train.main([*small, f"--max_steps={steps}", f"--out_dir={tmp_path / str(steps)}"]) == 130
-        first = next(line for line in capsys.readouterr().out.splitlines(True) if line.startswith("step 1 "))
+        assert (
+            train.main([*small, f"--max_steps={steps}", f"--out_dir={tmp_path / str(steps)}"])
+            == 130
+        )
+        first = next(
+            line for line in capsys.readouterr().out.splitlines(True) if line.startswith("step 1 ")
+        )
         assert said in first
 
 
@@ -325,8 +438,12 @@ def test_without_a_dataset_the_newest_is_taken_and_a_missing_one_is_a_line(small
     assert capsys.readouterr().out.startswith("dataset=one, the newest in ")
     assert json.loads((tmp_path / "run/run.json").read_text())["config"]["dataset"] == "one"
     tokens = ["--tokenizer=gpt2", "--pooling=none", "--max_patches=0", "--gpt2_vocab=500"]
-    with pytest.raises(ValueError, match=r"prepare.py SOURCE --tokenizer=gpt2 --gpt2_vocab=500 makes one"):
-        train.main([*args, *tokens, f"--data_dir={tmp_path / 'data'}", f"--out_dir={tmp_path / 'other'}"])
+    with pytest.raises(
+        ValueError, match=r"prepare.py SOURCE --tokenizer=gpt2 --gpt2_vocab=500 makes one"
+    ):
+        train.main(
+            [*args, *tokens, f"--data_dir={tmp_path / 'data'}", f"--out_dir={tmp_path / 'other'}"]
+        )
 
 
 def test_the_dtype_is_kept_on_resume_whatever_the_machine(small, tmp_path, monkeypatch):
@@ -335,7 +452,9 @@ def test_the_dtype_is_kept_on_resume_whatever_the_machine(small, tmp_path, monke
     for has, out, dtype in ((True, "a", "bfloat16"), (False, "b", "float32")):
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda has=has: has)
         train.main([*args, "--max_steps=4", f"--out_dir={tmp_path / out / 'whole'}"])
-        train.main([*args, "--max_steps=4", "--eval_interval=2", f"--out_dir={tmp_path / out / 'parts'}"])
+        train.main(
+            [*args, "--max_steps=4", "--eval_interval=2", f"--out_dir={tmp_path / out / 'parts'}"]
+        )
         checkpoint = load_checkpoint(tmp_path / out / "parts/last.pt")
         assert checkpoint["dtype"] == checkpoint["muon_dtype"] == dtype
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda has=has: not has)
@@ -379,10 +498,16 @@ def test_wandb_gets_what_the_log_gets(small, tmp_path, monkeypatch):
 
     monkeypatch.setitem(sys.modules, "wandb", stub := Stub())
     train.main([*small, "--max_steps=2", "--wandb=tiny", f"--out_dir={tmp_path / 'run'}"])
-    assert (stub.about["project"], stub.about["name"], stub.about["config"]["max_steps"]) == ("tiny", "run", 2)
+    assert (stub.about["project"], stub.about["name"], stub.about["config"]["max_steps"]) == (
+        "tiny",
+        "run",
+        2,
+    )
     log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     of_log = [(e["step"], e["bpb"]) for e in log if e["event"] == "train"]
-    assert [(step, n["train/bpb"]) for step, n in stub.logged if "train/bpb" in n] == of_log and len(of_log) == 2
+    assert [
+        (step, n["train/bpb"]) for step, n in stub.logged if "train/bpb" in n
+    ] == of_log and len(of_log) == 2
     assert sum("eval/bpb" in n for _, n in stub.logged) == 1
     monkeypatch.setitem(sys.modules, "wandb", None)  # not installed
     with pytest.raises(ValueError, match="pip install wandb"):

@@ -25,7 +25,9 @@ from lib.machine import pick_device
 class Harness(LM):
     def __init__(self, model="", out_dir="", weights="last", device="auto", seed=1337, **ignored):
         super().__init__()
-        usable = device and ("cuda" not in device or torch.cuda.is_available())  # (lm-eval's own default is cuda)
+        usable = device and (
+            "cuda" not in device or torch.cuda.is_available()
+        )  # (lm-eval's own default is cuda)
         device = pick_device(device if usable else "auto")[0]
         self.model, *_ = load_run(model or out_dir or newest_run(), weights, device)
         self.generator = torch.Generator().manual_seed(seed)
@@ -35,18 +37,30 @@ class Harness(LM):
         items = {}  # the choices of one question stand together, so that its context is read once
         for i, request in enumerate(requests):
             items.setdefault((request.task_name, request.doc_id), []).append(i)
-        work = [[tuple(text.encode() for text in requests[i].args) for i in item] for item in items.values()]
+        work = [
+            [tuple(text.encode() for text in requests[i].args) for i in item]
+            for item in items.values()
+        ]
         with tqdm(total=len(requests), desc="loglikelihood", disable=None) as bar:
             scores = score(self.model, work, bar.update)
         found = dict(
-            zip((i for item in items.values() for i in item), (s for item in scores for s in item), strict=True)
+            zip(
+                (i for item in items.values() for i in item),
+                (s for item in scores for s in item),
+                strict=True,
+            )
         )
         return [found[i] for i in range(len(requests))]
 
     def loglikelihood_rolling(self, requests):
         """[log p of a whole text in nats], in consecutive windows of the context."""
-        texts = (Data.of_text(self.model.cfg, request.args[0].encode()) for request in tqdm(requests, disable=None))
-        return [-bits_per_byte(self.model, data, self.model.cfg.block_size)["nats"] for data in texts]
+        texts = (
+            Data.of_text(self.model.cfg, request.args[0].encode())
+            for request in tqdm(requests, disable=None)
+        )
+        return [
+            -bits_per_byte(self.model, data, self.model.cfg.block_size)["nats"] for data in texts
+        ]
 
     def generate_until(self, requests):
         """[text up to the first stop string]; a token of max_gen_toks counts as 4 bytes."""

@@ -33,9 +33,25 @@ from config import ROOT
 from lib.files import duration, read_log, write_atomically
 
 # Knobs that do not make another experiment of a run
-ASIDE = {"dataset", "data_dir", "out_dir", "resume", "overwrite", "seed", "device", "config", "intuition"}
+ASIDE = {
+    "dataset",
+    "data_dir",
+    "out_dir",
+    "resume",
+    "overwrite",
+    "seed",
+    "device",
+    "config",
+    "intuition",
+}
 ASIDE |= {"eval_interval", "eval_bytes", "log_interval"}
-TASKS = {"blimp": "BLiMP", "arc_easy": "ARC-E", "hellaswag": "HellaSwag", "winogrande": "WinoGr.", "mmlu": "MMLU"}
+TASKS = {
+    "blimp": "BLiMP",
+    "arc_easy": "ARC-E",
+    "hellaswag": "HellaSwag",
+    "winogrande": "WinoGr.",
+    "mmlu": "MMLU",
+}
 
 
 def read_json(path):
@@ -52,30 +68,77 @@ def read_run(folder, now):
     info, log = read_json(folder / "run.json"), read_log(folder / "log.jsonl")
     cfg, data, last, verdict = info["config"], info["data"], log[-1], info.get("verdict", {})
     if cfg.get("game"):
-        raise ValueError("a game has no bits per byte; log.jsonl and its last line tell how it went")
-    text = {split: str(data[split].get("text_sha256") or data[split]["sha256"]) for split in ("train", "val")}
-    run = {"folder": folder, "log": log, "cfg": cfg, "status": clean(info["status"]), "seconds": last["elapsed"]}
-    run |= {"name": re.sub(r"[-_]seed\d+$", "", clean(folder.name)), "mine": folder.parts[0] == "out"}
+        raise ValueError(
+            "a game has no bits per byte; log.jsonl and its last line tell how it went"
+        )
+    text = {
+        split: str(data[split].get("text_sha256") or data[split]["sha256"])
+        for split in ("train", "val")
+    }
+    run = {
+        "folder": folder,
+        "log": log,
+        "cfg": cfg,
+        "status": clean(info["status"]),
+        "seconds": last["elapsed"],
+    }
+    run |= {
+        "name": re.sub(r"[-_]seed\d+$", "", clean(folder.name)),
+        "mine": folder.parts[0] == "out",
+    }
     run |= {key: clean(cfg[key]) for key in ("config", "dataset")} | {"seed": int(cfg["seed"])}
-    run |= {"why": clean(str(cfg["intuition"]).split("\n\n")[0]), "changes": clean(flags(info["command"]))}
-    run |= {"parameters": int(info["parameters"]["total"]), "tables": int(info["parameters"]["n-gram tables"])}
+    run |= {
+        "why": clean(str(cfg["intuition"]).split("\n\n")[0]),
+        "changes": clean(flags(info["command"])),
+    }
+    run |= {
+        "parameters": int(info["parameters"]["total"]),
+        "tables": int(info["parameters"]["n-gram tables"]),
+    }
     run |= {"val": (text["val"], int(data["val"]["bytes"])), "train": text["train"]}
-    run["epochs"] = last["step"] * int(cfg["batch_bytes"]) / data["train"].get("symbols", data["train"]["bytes"])
+    run["epochs"] = (
+        last["step"]
+        * int(cfg["batch_bytes"])
+        / data["train"].get("symbols", data["train"]["bytes"])
+    )
     run["bytes"] = run["epochs"] * data["train"]["bytes"]
-    length, done = (cfg["max_steps"], last["step"]) if cfg["max_steps"] else (cfg["max_seconds"], last["elapsed"])
+    length, done = (
+        (cfg["max_steps"], last["step"])
+        if cfg["max_steps"]
+        else (cfg["max_seconds"], last["elapsed"])
+    )
     run["share"] = min(1.0, done / length)
-    run |= {"bpb": float(verdict["val_bpb"]) if verdict else None, "speed": float(verdict.get("bytes_per_second", 0))}
-    if run["status"] == "running":  # its log is its heartbeat; a silence of many intervals is an end
+    run |= {
+        "bpb": float(verdict["val_bpb"]) if verdict else None,
+        "speed": float(verdict.get("bytes_per_second", 0)),
+    }
+    if (
+        run["status"] == "running"
+    ):  # its log is its heartbeat; a silence of many intervals is an end
         intervals = [b["time"] - a["time"] for a, b in itertools.pairwise(log[-20:])] or [30]
         run["silent"] = now - last["time"]
-        run["status"] = "running" if run["silent"] < 120 + 20 * statistics.median(intervals) else "killed"
+        run["status"] = (
+            "running" if run["silent"] < 120 + 20 * statistics.median(intervals) else "killed"
+        )
     on_cpu, n = "cpu" in info["device"], info["threads"]
     run["device"] = clean(info["device"]) + f", {n} thread{'s' * (n > 1)}" * on_cpu
     scores = read_json(folder / "eval.json") if (folder / "eval.json").is_file() else {}
-    tasks = scores["tasks"] if (scores.get("weights"), scores.get("step")) == ("last.pt", last["step"]) else {}
-    run["tasks"] = {task: (100 * float(v["acc"]), int(v["n"]), int(v["of"])) for task, v in tasks.items()}
-    numbers = [run[key] for key in ("seconds", "epochs", "bytes", "share", "speed")] + [run["bpb"] or 0]
-    if not all(map(math.isfinite, numbers)) or not 0 < run["parameters"] < 1e15 or (run["bpb"] or 1) <= 0:
+    tasks = (
+        scores["tasks"]
+        if (scores.get("weights"), scores.get("step")) == ("last.pt", last["step"])
+        else {}
+    )
+    run["tasks"] = {
+        task: (100 * float(v["acc"]), int(v["n"]), int(v["of"])) for task, v in tasks.items()
+    }
+    numbers = [run[key] for key in ("seconds", "epochs", "bytes", "share", "speed")] + [
+        run["bpb"] or 0
+    ]
+    if (
+        not all(map(math.isfinite, numbers))
+        or not 0 < run["parameters"] < 1e15
+        or (run["bpb"] or 1) <= 0
+    ):
         raise ValueError(f"its figures cannot be: {numbers}, {run['parameters']} parameters")
     return run
 
@@ -86,7 +149,13 @@ def flags(command):
     for word, following in zip(words, [*words[1:], "--"], strict=True):
         if word.startswith("--"):
             key, equals, value = word[2:].partition("=")
-            value = value if equals else "true" if following.startswith("--") or ".py" in following else following
+            value = (
+                value
+                if equals
+                else "true"
+                if following.startswith("--") or ".py" in following
+                else following
+            )
             found += [f"{key}={value}"] if key not in ASIDE else []
     return ", ".join(found)
 
@@ -112,13 +181,18 @@ def datasets(runs):
     is a list of runs that differ in nothing but their seeds, so that their mean says something."""
     found, times = defaultdict(lambda: defaultdict(list)), defaultdict(int)
     for run in runs:  # (a knob that is 0 or empty is off: older versions do not have it)
-        knobs = json.dumps({k: v for k, v in run["cfg"].items() if v and k not in ASIDE}, sort_keys=True)
+        knobs = json.dumps(
+            {k: v for k, v in run["cfg"].items() if v and k not in ASIDE}, sort_keys=True
+        )
         same = ("val", "train", "config", "device", "parameters", "mine")
         key = (knobs, run["bpb"] is None, *(run[k] for k in same))
         times[key, run["seed"]] += 1  # a second run of a seed is no second seed
         found[run["val"]][key, times[key, run["seed"]]].append(run)
     name = lambda of: min((group[0]["dataset"] for group in of), key=len)  # noqa: E731
-    return sorted([(name(of.values()), val[1], list(of.values())) for val, of in found.items()], key=lambda d: d[:2])
+    return sorted(
+        [(name(of.values()), val[1], list(of.values())) for val, of in found.items()],
+        key=lambda d: d[:2],
+    )
 
 
 def mean(group, key):
@@ -127,7 +201,16 @@ def mean(group, key):
 
 # --- the page --------------------------------------------------------------------------------------------------------
 
-HEADS = ["run", "config", "what it changes", "why", "parameters", "of which tables", "seeds", "val bpb"]
+HEADS = [
+    "run",
+    "config",
+    "what it changes",
+    "why",
+    "parameters",
+    "of which tables",
+    "seeds",
+    "val bpb",
+]
 HEADS += ["bytes read, epochs", "training", "bytes/s", "device", *TASKS.values(), "status"]
 
 
@@ -153,38 +236,67 @@ def cells(group, page):
         notes = [f"{scores[0][1]} items"] if scores and scores[0][1] != scores[0][2] else []
         notes += [f"{len(scores)} of {len(group)} seeds"] if len(scores) < len(group) else []
         yield (
-            f"{statistics.fmean(s[0] for s in scores):.1f}" + f" ({', '.join(notes)})" * bool(notes) if scores else "-"
+            f"{statistics.fmean(s[0] for s in scores):.1f}" + f" ({', '.join(notes)})" * bool(notes)
+            if scores
+            else "-"
         )
-    yield ", ".join(dict.fromkeys(f"{r['status']} at {r['share']:.0%}".removesuffix(" at 100%") for r in group))
+    yield ", ".join(
+        dict.fromkeys(f"{r['status']} at {r['share']:.0%}".removesuffix(" at 100%") for r in group)
+    )
 
 
 def write_page(runs, found, page):
     """A table for each val file, and the configs that have no row in any."""
-    when = f" at {time.strftime('%Y-%m-%d %H:%M')}" if any(r["status"] == "running" for r in runs) else ""
+    when = (
+        f" at {time.strftime('%Y-%m-%d %H:%M')}"
+        if any(r["status"] == "running" for r in runs)
+        else ""
+    )
     rule = "Each table has its own val text: compare within it."
     lines = ["# All runs", "", f"Written by tools.report{when}. {rule}", ""]
     for name, size, experiments in found:
         lines += [f"## {name} (val: {size:,} bytes)", ""]
-        best_first = sorted(experiments, key=lambda group: mean(group, "bpb") if group[0]["bpb"] else math.inf)
+        best_first = sorted(
+            experiments, key=lambda group: mean(group, "bpb") if group[0]["bpb"] else math.inf
+        )
         table = [list(cells(group, page)) for group in best_first]
-        keep = [i for i in range(len(HEADS)) if HEADS[i] not in TASKS.values() or any(row[i] != "-" for row in table)]
+        keep = [
+            i
+            for i in range(len(HEADS))
+            if HEADS[i] not in TASKS.values() or any(row[i] != "-" for row in table)
+        ]
         for row in [HEADS, ["---"] * len(HEADS), *table]:
-            lines.append("| " + " | ".join(" ".join(row[i].replace("|", "\\|").split()) for i in keep) + " |")
+            lines.append(
+                "| " + " | ".join(" ".join(row[i].replace("|", "\\|").split()) for i in keep) + " |"
+            )
         lines.append("")
     lines += ["## Configs without a row here", ""]
     ran = {run["config"] for run in runs}
-    for path in [p for folder in ("config", "config/races") for p in sorted((ROOT / folder).glob("[a-z]*.py"))]:
+    for path in [
+        p
+        for folder in ("config", "config/races")
+        for p in sorted((ROOT / folder).glob("[a-z]*.py"))
+    ]:
         if path.stem not in ran:  # (its docstring is read, nothing is run)
             with contextlib.suppress(SyntaxError):
-                why = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "no docstring"
+                why = (
+                    ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "no docstring"
+                )
                 lines.append(f"- `{path.relative_to(ROOT).as_posix()}`: {clean(why)}")
     write_atomically(page, lambda f: f.write("\n".join([*lines, ""]).encode()))
 
 
 # --- pictures --------------------------------------------------------------------------------------------------------
 
-KINDS = {"space": ("pooled at spaces", "tab:red"), "fixed": ("pooled at fixed lengths", "tab:orange")}
-KINDS |= {"none": ("plain bytes", "tab:blue"), "gpt2": ("BPE", "tab:green"), "peer": ("other projects", "grey")}
+KINDS = {
+    "space": ("pooled at spaces", "tab:red"),
+    "fixed": ("pooled at fixed lengths", "tab:orange"),
+}
+KINDS |= {
+    "none": ("plain bytes", "tab:blue"),
+    "gpt2": ("BPE", "tab:green"),
+    "peer": ("other projects", "grey"),
+}
 
 
 def races(experiments):
@@ -192,7 +304,10 @@ def races(experiments):
     found = defaultdict(list)
     for group in experiments:
         parent = group[0]["folder"].parent.name
-        a_table_shows_it = not group[0]["mine"] and parent in ("objectives", "repeat")  # many of one size
+        a_table_shows_it = not group[0]["mine"] and parent in (
+            "objectives",
+            "repeat",
+        )  # many of one size
         if group[0]["bpb"] and not a_table_shows_it:
             length = sum(mean(group, "seconds") >= limit for limit in (600, 3600, 36000, 360000))
             found["CPU" if "cpu" in group[0]["device"] else "GPU", length].append(group)
@@ -202,20 +317,34 @@ def races(experiments):
 def draw(found, folder):
     """For each val file a picture of bpb against parameters, with a panel for each kind of race. Returns the paths."""
     paths, peers = [], read_json(ROOT / "results" / "peers.json")["peers"]
-    slugs = [re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_") for name, *_ in found]  # (it may be called ../../x)
+    slugs = [
+        re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_") for name, *_ in found
+    ]  # (it may be called ../../x)
     for slug, (name, val_bytes, experiments) in zip(slugs, found, strict=True):
         panels = races(experiments)
-        others = [[p | {"mine": False, "cfg": {"pooling": "peer"}}] for p in peers if p["val_bytes"] == val_bytes]
+        others = [
+            [p | {"mine": False, "cfg": {"pooling": "peer"}}]
+            for p in peers
+            if p["val_bytes"] == val_bytes
+        ]
         figure = Figure(figsize=(8 * len(panels), 6.5), layout="constrained") if panels else None
         for i, (device, race) in enumerate(panels):
-            seconds, sizes = ([mean(group, key) for group in race] for key in ("seconds", "parameters"))
+            seconds, sizes = (
+                [mean(group, key) for group in race] for key in ("seconds", "parameters")
+            )
             sizes += [other[0]["parameters"] for other in others]
             span = " to ".join(dict.fromkeys(map(duration, (min(seconds), max(seconds)))))
-            ax = figure.add_subplot(1, len(panels), i + 1, xscale="log", xlim=(min(sizes) / 4, max(sizes) * 4))
-            title = f"{name}: {span} of training on a {device}\nlower is better; a bar spans the seeds"
+            ax = figure.add_subplot(
+                1, len(panels), i + 1, xscale="log", xlim=(min(sizes) / 4, max(sizes) * 4)
+            )
+            title = (
+                f"{name}: {span} of training on a {device}\nlower is better; a bar spans the seeds"
+            )
             ax.set_title(title, fontsize=10, parse_math=False)
             ax.set(xlabel="parameters, tables of n-grams among them", ylabel="val bits per byte")
-            ax.secondary_yaxis("right", (lambda y: y * math.log(2), lambda y: y / math.log(2))).set_ylabel("nats")
+            ax.secondary_yaxis(
+                "right", (lambda y: y * math.log(2), lambda y: y / math.log(2))
+            ).set_ylabel("nats")
             ax.grid(alpha=0.3)
             ax.margins(y=0.2)
             names = points(ax, [*race, *others])
@@ -238,10 +367,20 @@ def points(ax, race):
     for group in race:
         cfg, values = group[0]["cfg"], [r["bpb"] for r in group]
         x, bpb = group[0]["parameters"], statistics.fmean(values)
-        kind, color = KINDS.get("gpt2" if cfg.get("tokenizer") == "gpt2" else str(cfg.get("pooling")), KINDS["none"])
-        marker, ink = ("x", "grey") if color == "grey" else ("s" if group[0]["mine"] else "o", "black")
-        bar = {"yerr": [[bpb - min(values)], [max(values) - bpb]], "capsize": 3} if len(values) > 1 else {}
-        ax.errorbar(x, bpb, fmt=marker, ms=6, color=color, label=None if kind in shown else kind, **bar)
+        kind, color = KINDS.get(
+            "gpt2" if cfg.get("tokenizer") == "gpt2" else str(cfg.get("pooling")), KINDS["none"]
+        )
+        marker, ink = (
+            ("x", "grey") if color == "grey" else ("s" if group[0]["mine"] else "o", "black")
+        )
+        bar = (
+            {"yerr": [[bpb - min(values)], [max(values) - bpb]], "capsize": 3}
+            if len(values) > 1
+            else {}
+        )
+        ax.errorbar(
+            x, bpb, fmt=marker, ms=6, color=color, label=None if kind in shown else kind, **bar
+        )
         shown.add(kind)
         names.append((x, bpb, f"{group[0]['name']}{' (yours)' * group[0]['mine']} {bpb:.3f}", ink))
     ax.legend(fontsize=8)
@@ -250,19 +389,37 @@ def points(ax, race):
 
 def write_names(ax, names):
     """Write each name as near to its dot as there is room, with a line to it where it had to move away."""
-    around = [(math.cos(a * math.pi / 8), math.sin(a * math.pi / 8)) for a in (0, 8, 1, 15, 7, 9, 2, 14, 6, 10, 4, 12)]
+    around = [
+        (math.cos(a * math.pi / 8), math.sin(a * math.pi / 8))
+        for a in (0, 8, 1, 15, 7, 9, 2, 14, 6, 10, 4, 12)
+    ]
     taken, point = [ax.get_legend().get_window_extent()], ax.figure.dpi / 72
     dots = [ax.transData.transform(name[:2]) for name in names]
     for x, y, name, color in sorted(names, key=lambda n: -n[1]):
         dot = ax.transData.transform((x, y))
-        line = {"arrowstyle": "-", "color": color, "lw": 0.5, "alpha": 0.6, "shrinkA": 0, "shrinkB": 3}
-        style = {"textcoords": "offset points", "fontsize": 8, "va": "center", "arrowprops": line, "color": color}
+        line = {
+            "arrowstyle": "-",
+            "color": color,
+            "lw": 0.5,
+            "alpha": 0.6,
+            "shrinkA": 0,
+            "shrinkB": 3,
+        }
+        style = {
+            "textcoords": "offset points",
+            "fontsize": 8,
+            "va": "center",
+            "arrowprops": line,
+            "color": color,
+        }
         text = ax.annotate(name, (x, y), xytext=(0, 0), in_layout=False, parse_math=False, **style)
         width, height = Text.get_window_extent(text).size
         for dx, dy in ((r * dx, r * dy) for r in range(9, 200, 4) for dx, dy in around):
             left = dot[0] + dx * point - (0 if dx > 1 else width if dx < -1 else width / 2)
             box = Bbox.from_bounds(left, dot[1] + dy * point - height / 2, width, height).padded(2)
-            free = not any(box.overlaps(other) for other in taken) and not any(box.contains(*dot) for dot in dots)
+            free = not any(box.overlaps(other) for other in taken) and not any(
+                box.contains(*dot) for dot in dots
+            )
             if free and ax.bbox.contains(*box.min) and ax.bbox.contains(*box.max):
                 break
         text.set(position=(dx, dy), ha="left" if dx > 1 else "right" if dx < -1 else "center")
@@ -277,7 +434,11 @@ def running(runs):
     for r in (r for r in runs if r["status"] == "running"):
         newest = {e["event"]: e["bpb"] for e in r["log"] if "bpb" in e}
         losses = "".join(f"{event} {bpb:.3f} bpb | " for event, bpb in newest.items())
-        left = duration(r["seconds"] / r["share"] * (1 - r["share"])) if r["share"] > 0 else "unknown time"
+        left = (
+            duration(r["seconds"] / r["share"] * (1 - r["share"]))
+            if r["share"] > 0
+            else "unknown time"
+        )
         bar = f"[{'#' * round(20 * r['share']):<20}] {r['share']:.0%}, step {r['log'][-1]['step']:,.0f}"
         yield f"{r['folder']} {bar} | {losses}{left} left | last heard {r['silent']:.0f} s ago"
 

@@ -28,8 +28,12 @@ from model import STLM
 
 @dataclass
 class ShareConfig:
-    model: str = ""  # a run's folder, a shared one or USER/NAME on the Hub; empty: the newest run under out/
-    weights: Literal["last", "best"] = "last"  # of a run: the newest, or those of the lowest val loss
+    model: str = (
+        ""  # a run's folder, a shared one or USER/NAME on the Hub; empty: the newest run under out/
+    )
+    weights: Literal["last", "best"] = (
+        "last"  # of a run: the newest, or those of the lowest val loss
+    )
     to: str = ""  # the folder to write, or USER/NAME on the Hub (./USER/NAME is a folder)
     bits: int = 32  # of a weight: 32, 16, 8 (about as good) or 4 (a little worse)
     license: str = "mit"  # of the weights, as the Hub calls it
@@ -87,34 +91,64 @@ def about_run(checkpoint, path):
     run, scores = (json.loads(p.read_text(encoding="utf-8")) if p.is_file() else {} for p in beside)
     if path.suffix == ".pt":
         about |= {key: run[key] for key in ("command", "device") if key in run}
-    if path.suffix == ".pt" and "verdict" in run and run.get("best_step", run.get("step")) == about["step"]:
+    if (
+        path.suffix == ".pt"
+        and "verdict" in run
+        and run.get("best_step", run.get("step")) == about["step"]
+    ):
         about["verdict"] = run["verdict"]
     if (scores.get("weights"), scores.get("step")) == (path.name, about["step"]):
-        tasks = {task: {k: v for k, v in found.items() if k != "groups"} for task, found in scores["tasks"].items()}
+        tasks = {
+            task: {k: v for k, v in found.items() if k != "groups"}
+            for task, found in scores["tasks"].items()
+        }
         about |= {"tasks": tasks} | {key: scores[key] for key in ("val",) if key in scores}
     # the folders of this machine are nobody's business
-    sources = [Path(source).name if source[:1] in "/.~" else source for source in about["data"].get("sources", [])]
-    about |= {"command": re.sub(r"(?<![\w.])[/~]\S*/", "", about["command"])} if "command" in about else {}
+    sources = [
+        Path(source).name if source[:1] in "/.~" else source
+        for source in about["data"].get("sources", [])
+    ]
+    about |= (
+        {"command": re.sub(r"(?<![\w.])[/~]\S*/", "", about["command"])}
+        if "command" in about
+        else {}
+    )
     return about | {"data": about["data"] | {"sources": sources}}
 
 
 def write_card(cfg, model, small, megabytes):
     """The text of README.md. `small` has the weights of cfg.bits that are shared: it writes the sample."""
     about, data, is_bytes = model.about, model.about["data"], model.cfg.tokenizer == "bytes"
-    facts = [f"- text: {data.get('name') or 'not told'}" + f" ({', '.join(data['sources'])})" * bool(data["sources"])]
+    facts = [
+        f"- text: {data.get('name') or 'not told'}"
+        + f" ({', '.join(data['sources'])})" * bool(data["sources"])
+    ]
     for split in (s for s in ("train", "val") if s in data):
-        facts += [f"- {split}: {data[split]['bytes']:,} bytes in {data[split]['documents']:,} documents"]
+        facts += [
+            f"- {split}: {data[split]['bytes']:,} bytes in {data[split]['documents']:,} documents"
+        ]
     where = f"{about['elapsed']:,.0f} seconds on {about.get('device', 'an unknown machine')}"
     facts += [f"- training: {about['step']:,} steps in {where}; commit {about['commit']}"]
     facts += [f"- command: `{about['command']}`"] if "command" in about else []
     if verdict := about.get("verdict"):
         facts += [f"- at 32 bits: {', '.join(f'{key}={value}' for key, value in verdict.items())}"]
     if tasks := about.get("tasks"):
-        facts += ["", "| benchmark | items | accuracy ± standard error | chance |", "|---|---|---|---|"]
+        facts += [
+            "",
+            "| benchmark | items | accuracy ± standard error | chance |",
+            "|---|---|---|---|",
+        ]
     for task, v in (tasks or {}).items():
-        facts += [f"| {task} | {v['n']:,} | {v['acc']:.1%} ± {v['acc_stderr'] or 0:.1%} | {v['chance']:.1%} |"]
-    generator, prompt = torch.Generator().manual_seed(cfg.seed), encode(model.cfg, cfg.prompt.encode())
-    sample = decode(model.cfg, list(small.generate(prompt, 400, temperature=0.8, generator=generator)))
+        facts += [
+            f"| {task} | {v['n']:,} | {v['acc']:.1%} ± {v['acc_stderr'] or 0:.1%} | {v['chance']:.1%} |"
+        ]
+    generator, prompt = (
+        torch.Generator().manual_seed(cfg.seed),
+        encode(model.cfg, cfg.prompt.encode()),
+    )
+    sample = decode(
+        model.cfg, list(small.generate(prompt, 400, temperature=0.8, generator=generator))
+    )
     python = PYTHON.format(prompt=cfg.prompt, to=cfg.to if is_hub_name(cfg.to) else ".")
     values = {"facts": "\n".join(facts), "sample": cfg.prompt + sample.decode(errors="replace")}
     values |= {
@@ -124,7 +158,10 @@ def write_card(cfg, model, small, megabytes):
         "megabytes": megabytes,
     }
     values |= {"symbols": "bytes" if is_bytes else "GPT-2's tokens", "python": python * is_bytes}
-    values |= {"parameters": (parts := parameter_table(model))["total"], "tables": parts["n-gram tables"]}
+    values |= {
+        "parameters": (parts := parameter_table(model))["total"],
+        "tables": parts["n-gram tables"],
+    }
     return CARD.format(**vars(cfg) | values)
 
 
@@ -135,7 +172,9 @@ def main(argv=None):
     to = Path(cfg.to)
     if not cfg.to:
         raise ValueError("say where to: --to=DIR, or --to=USER/NAME for the Hub")
-    if to.exists() and not ((to / "config.json").is_file() and (to / "model.safetensors").is_file()):
+    if to.exists() and not (
+        (to / "config.json").is_file() and (to / "model.safetensors").is_file()
+    ):
         raise ValueError(f"to={to} is there and is no shared folder: give another --to")
     model, checkpoint, path = load_run(cfg.model or newest_run(), cfg.weights)
     model.about = about_run(checkpoint, path)
