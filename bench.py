@@ -8,13 +8,14 @@
 
 speed: training (forward, backward, optimizer step, at the config's own batch) and generation, of untrained models fed
     with real text; every config in a process of its own, configs taking turns, warm-up left out.
-eval: scores a run's final weights (or --weights=best) into its eval.json, as lm-evaluation-harness does: acc takes the
+eval: scores a run's best weights (or --weights=last) into its eval.json, as lm-evaluation-harness does: acc takes the
     choice with the highest sum of log-probabilities (ties share the point), acc_norm divides by characters, acc_bytes
     by bytes. BLiMP compares whole sentences, WinoGrande what follows either name, ARC and MMLU the answers' texts.
     A line of DIR/TASK.jsonl: {"context": str, "choices": [str, ...], "answer": int} or {"context_options": [str, ...],
     "continuation": str, "answer": int}, with "group" if you like.
 """
 
+import dataclasses
 import json
 import math
 import multiprocessing
@@ -37,16 +38,28 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from config import ROOT, Config, build, load_file, parse
+from lib.benchmarks import BENCHMARKS, local_items
 from lib.data import Data, bits_per_byte, continuation_start, encode, symbols_at_once
-from lib.files import commit, first_line, load_run, newest_run, read_utf8, write_json
+from lib.files import (
+    commit,
+    first_line,
+    game_of,
+    load_model,
+    load_run,
+    newest_run,
+    read_utf8,
+    run_command,
+    write_json,
+)
 from lib.machine import Machine, flops_per_symbol, parameter_table, pick_device
-from lib.optim import make_optimizers, prepare_for_training, train_step
+from lib.optim import make_optimizers
 from model import PAD, STLM, rows_of, sample
+from train import compile_and_wrap, train_step
 
 
 @dataclass
 class BenchConfig:
-    # all
+    # --- all ---
     device: str = "auto"  # auto: cuda, else mps, else cpu
     dtype: Literal["auto", "float32", "bfloat16"] = (
         "auto"  # of matrix products; auto: speed as train.py, eval float32
@@ -54,20 +67,18 @@ class BenchConfig:
     json: bool = False  # print JSON instead of a table
     seed: int = 1337  # of the items that limit takes, and of speed's weights and text
     text: str = ""  # a UTF-8 file: eval scores it, speed reads it (empty: the standard library)
-    # speed
+    # --- speed ---
     rounds: int = 3  # times each config is measured, taking turns
     seconds: float = 5.0  # of training in a round, at least (and at least one step)
     compile: Literal["auto", "on", "off"] = (
         "auto"  # torch.compile in training; auto: as the config says
     )
-    # eval
+    # --- eval ---
     model: str = (
         ""  # a run's folder, a shared one, or USER/NAME on the Hub; empty: the newest under out/
     )
     out_dir: str = ""  # another name of model
-    weights: Literal["last", "best"] = (
-        "last"  # of the run: the newest, or those of the lowest val loss
-    )
+    weights: Literal["best", "last"] = "best"  # of the run: lowest val loss, or newest
     tasks: str = ""  # comma-separated: val and names of benchmarks; empty: all there are
     data: str = ""  # folder with TASK.jsonl files; empty: the Hub, through `datasets`
     data_dir: str = ""  # where datasets live; empty: where the run found them
@@ -81,8 +92,6 @@ class BenchConfig:
                     f"{key}={getattr(self, key)} must be at least {low} and below 2**63"
                 )
 
-
-HUB_TASKS = ("blimp", "arc_easy", "hellaswag", "winogrande", "mmlu")
 
 # --- speed -----------------------------------------------------------------------------------------------------------
 
@@ -113,38 +122,44 @@ def measure_speed(cfg, options, text):
         "flops_per_byte": round(flops_per_symbol(model) / per_symbol),
     }
     found |= training_speed(model, cfg, options, symbols, per_symbol, machine)
-    peak = machine.peak_flops()
-    found["mfu"] = (
-        found["flops_per_byte"] * found["train_bytes_per_second"] / peak if peak else None
-    )
+    found["mfu"] = machine.mfu(found["flops_per_byte"] * found["train_bytes_per_second"])
     found |= generation_speed(model.eval(), symbols, per_symbol, machine)
     return found | {"device": f"{machine.name}, {torch.get_num_threads()} threads"}
 
 
 def training_speed(model, cfg, options, symbols, per_symbol, machine):
     """Steps as train.py does them, on one batch."""
-    T, rows = cfg.block_size, cfg.batch_bytes // cfg.block_size
+    T = cfg.block_size
+    rows = cfg.batch_bytes // T
     micro_batch = machine.rows_per_pass(rows, cfg.micro_batch, T)
-    starts = torch.randint(
-        len(symbols) - T, (rows,), generator=torch.Generator().manual_seed(options.seed)
-    )
-    batch = torch.stack([symbols[i : i + T + 1] for i in starts.tolist()])
-    model.may_drop = cfg.dropout > 0
-    model.drop.fill_(cfg.dropout)
+    generator = torch.Generator().manual_seed(options.seed)
+    starts = torch.randint(len(symbols) - T, (rows,), generator=generator).tolist()
+    idx = torch.stack([symbols[i : i + T] for i in starts])
+    targets = torch.stack([symbols[i + 1 : i + 1 + T] for i in starts])
+
+    model.dropout.is_on = cfg.dropout > 0
+    model.dropout.rate.fill_(cfg.dropout)
     optimizers = make_optimizers(model, cfg, machine.muon_dtype)
-    compile = cfg.compile if options.compile == "auto" else options.compile
-    trained, compiled = prepare_for_training(model, machine, compile, micro_batch, T)
-    train_step(
-        trained, optimizers, batch[:micro_batch], micro_batch, machine.autocast, cfg.grad_clip
-    )  # warm-up
-    machine.synchronize()
-    steps, start = 0, time.perf_counter()
-    while steps == 0 or time.perf_counter() - start < options.seconds:
+    if options.compile != "auto":
+        cfg = dataclasses.replace(cfg, compile=options.compile)
+    trained, is_compiled = compile_and_wrap(model, cfg, machine, micro_batch)
+
+    def step(n_rows):
+        batch = idx[:n_rows], targets[:n_rows]
         train_step(trained, optimizers, batch, micro_batch, machine.autocast, cfg.grad_clip)
         machine.synchronize()
-        steps += 1
-    found = {"training": machine.dtype_name + (", compiled" if compiled else ", eager")}
-    found["train_bytes_per_second"] = steps * rows * T * per_symbol / (time.perf_counter() - start)
+
+    step(micro_batch)  # warm-up
+    n_steps = 0
+    start = time.perf_counter()
+    while n_steps == 0 or time.perf_counter() - start < options.seconds:
+        step(rows)
+        n_steps += 1
+    seconds = time.perf_counter() - start
+    found = {
+        "training": f"{machine.dtype_name}, {'compiled' if is_compiled else 'eager'}",
+        "train_bytes_per_second": n_steps * rows * T * per_symbol / seconds,
+    }
     if machine.device.type == "cuda":
         found["peak_memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
     elif sys.platform == "linux":  # on a CPU: of the whole process
@@ -262,81 +277,7 @@ def print_table(lines):
         )
 
 
-# --- eval: benchmark items -------------------------------------------------------------------------------------------
-
-
-def hub_items(task):
-    """The items of a benchmark on the Hub, in the schema of the local files. Wording as in lm-evaluation-harness."""
-    import datasets
-
-    if task == "blimp":
-        for paradigm in datasets.get_dataset_config_names("nyu-mll/blimp"):
-            for d in datasets.load_dataset("nyu-mll/blimp", paradigm, split="train"):
-                sentences = [d["sentence_good"], d["sentence_bad"]]
-                yield {"context": "", "choices": sentences, "answer": 0, "group": d["UID"]}
-    elif task == "arc_easy":
-        for d in datasets.load_dataset("allenai/ai2_arc", "ARC-Easy", split="test"):
-            answer = d["choices"]["label"].index(d["answerKey"])
-            yield cloze(d["question"], d["choices"]["text"]) | {"answer": answer}
-    elif task == "mmlu":
-        for d in datasets.load_dataset("cais/mmlu", "all", split="test"):
-            yield cloze(d["question"].strip(), d["choices"]) | {
-                "answer": d["answer"],
-                "group": d["subject"],
-            }
-    elif task == "hellaswag":
-        clean = lambda s: re.sub(r"\[.*?\]", "", s.strip().replace(" [title]", ". ")).replace(
-            "  ", " "
-        )  # noqa: E731
-        for d in datasets.load_dataset("Rowan/hellaswag", None, split="validation"):
-            context = clean(f"{d['activity_label']}: {d['ctx_a']} {d['ctx_b'].capitalize()}")
-            yield {
-                "context": context,
-                "choices": [f" {clean(e)}" for e in d["endings"]],
-                "answer": int(d["label"]),
-            }
-    elif task == "winogrande":
-        for d in datasets.load_dataset("allenai/winogrande", "winogrande_xl", split="validation"):
-            before, after = d["sentence"].split("_")
-            options = [before + d["option1"], before + d["option2"]]
-            yield {
-                "context_options": options,
-                "continuation": f" {after.strip()}",
-                "answer": int(d["answer"]) - 1,
-            }
-
-
-def cloze(question, choices):
-    return {"context": f"Question: {question}\nAnswer:", "choices": [f" {c}" for c in choices]}
-
-
-def local_items(path):
-    """The items of a JSONL file. What is not in the schema is a ValueError with file and line."""
-    with open(path, "rb") as f:
-        for number, line in enumerate(f, 1):
-            if not line.strip():
-                continue
-            try:
-                d = json.loads(line)
-                partial = "context_options" in d
-                choices = d["context_options" if partial else "choices"]
-                rest = d["continuation" if partial else "context"]
-                assert isinstance(choices, list) and choices, "no choices"
-                assert all(isinstance(s, str) for s in (*choices, rest)), (
-                    "context and choices must be text"
-                )
-                assert all(choices) and (rest or not partial), "an empty choice"
-                assert type(d["answer"]) is int and 0 <= d["answer"] < len(choices), (
-                    f"answer={d['answer']!r}"
-                )
-                assert isinstance(d.get("group", ""), str), "group must be text"
-                "".join((*choices, rest)).encode()
-            except (ValueError, TypeError, KeyError, AssertionError) as e:
-                missing = "no " if isinstance(e, KeyError) else ""
-                raise ValueError(
-                    f"{path}, line {number}: {missing}{e}; see --help for what a line must be"
-                ) from None
-            yield d
+# --- eval: scoring items ---------------------------------------------------------------------------
 
 
 def pairs(item):
@@ -481,70 +422,100 @@ def benchmark(model, task, items, options):
 
 def evaluate(options):
     """Score a run's weights on its val and on benchmarks; write eval.json and print it."""
-    machine = Machine(options.device, "float32" if options.dtype == "auto" else options.dtype)
+    dtype = "float32" if options.dtype == "auto" else options.dtype
+    machine = Machine(options.device, dtype)
     name = options.model or options.out_dir or newest_run()
     model, checkpoint, path = load_run(name, options.weights, machine.device)
-    out = (
-        path.parent if path.exists() else Path("out", str(path.parent).replace("/", "--"))
-    )  # (for one on the Hub)
-    out.mkdir(parents=True, exist_ok=True)
-    there = (
-        tuple(sorted(p.stem for p in Path(options.data).glob("*.jsonl")))
-        if options.data
-        else HUB_TASKS
-    )
-    named = [t for t in options.tasks.split(",") if t]
-    if unknown := [t for t in named if t not in ("val", *there)]:
+    if game_of(checkpoint):
         raise ValueError(
-            f"no task {unknown[0]!r} in {options.data or 'the list'}; there are val, {', '.join(there)}"
+            f"{path} plays {game_of(checkpoint)}, and has no bits per byte: train.py scores it"
         )
-    if options.data and not there:
-        raise ValueError(f"no *.jsonl in {options.data}")
-    tasks = named or ([] if options.text else ["val", *there])
-    result = {"weights": path.name} | {
-        key: checkpoint[key] for key in ("step", "elapsed", "commit")
-    }
-    old = (
-        json.loads((out / "eval.json").read_text(encoding="utf-8"))
-        if (out / "eval.json").is_file()
-        else {}
-    )
-    result = {"tasks": {}} | (
-        old if result.items() <= old.items() else result
-    )  # other figures of these weights stay
+    tasks = tasks_of(options)
+    out = path.parent
+    if not path.exists():  # it is on the Hub
+        out = Path("out", str(path.parent).replace("/", "--"))
+    out.mkdir(parents=True, exist_ok=True)
+    result = earlier_result(out / "eval.json", path, checkpoint)
     print(f"{path}: step {checkpoint['step']}, {machine.device}", file=sys.stderr)
+
     how = {"device": str(machine.device), "dtype": machine.dtype_name, "torch": torch.__version__}
     with machine.autocast:
         if options.text:
             data = Data.of_text(model.cfg, read_utf8(options.text, "text"))
-            result.setdefault("texts", {})[Path(options.text).name] = (
-                bits_two_ways(model, data, options) | how
-            )
+            texts = result.setdefault("texts", {})
+            texts[Path(options.text).name] = bits_two_ways(model, data, options) | how
         for task in tasks:
             try:
                 if task == "val":
-                    result["val"] = (
-                        bits_two_ways(model, val_of(checkpoint, options.data_dir), options) | how
-                    )
+                    result["val"] = val_result(model, checkpoint, path, options, machine) | how
                 else:
-                    result["tasks"][task] = (
-                        benchmark(model, task, items_of(task, options), options) | how
-                    )
+                    items = items_of(task, options)
+                    result["tasks"][task] = benchmark(model, task, items, options) | how
             except ValueError as e:
-                if named:
+                if options.tasks:
                     raise ValueError(f"{task}: {e}") from None
                 print(f"{task}: left out: {e}", file=sys.stderr)
                 if task != "val" and not options.data:
                     break  # the Hub would not answer for the others either
-            write_json(
-                out / "eval.json", result
-            )  # a long evaluation that is stopped keeps what it has
+            # a long evaluation that is stopped keeps what it has
+            write_json(out / "eval.json", result)
     write_json(out / "eval.json", result)
     if options.json:
         print(json.dumps(result, indent=1))
     else:
         print_scores(result, tasks, Path(options.text).name)
         print(f"-> {out / 'eval.json'}")
+
+
+def tasks_of(options):
+    """The names of what to score: val, and benchmarks of the folder or of the Hub."""
+    known = list(BENCHMARKS)
+    if options.data:
+        known = sorted(p.stem for p in Path(options.data).glob("*.jsonl"))
+        if not known:
+            raise ValueError(f"no *.jsonl in {options.data}")
+    named = [task for task in options.tasks.split(",") if task]
+    for task in named:
+        if task != "val" and task not in known:
+            raise ValueError(
+                f"no task {task!r} in {options.data or 'the list'}; "
+                f"there are val, {', '.join(known)}"
+            )
+    if named:
+        return named
+    if options.text:
+        return []
+    return ["val", *known]
+
+
+def earlier_result(path, weights_path, checkpoint):
+    """eval.json, if it is about these weights, so that its other figures stay; else an empty one."""
+    result = {"weights": weights_path.name}
+    for key in ("step", "elapsed", "commit"):
+        result[key] = checkpoint[key]
+    if path.is_file():
+        old = json.loads(path.read_text(encoding="utf-8"))
+        if result.items() <= old.items():
+            return {"tasks": {}} | old
+    return {"tasks": {}} | result
+
+
+def val_result(model, checkpoint, path, options, machine):
+    """The run's val, for these weights; and for its other ones (best.pt, last.pt) what a reader compares."""
+    data = val_of(checkpoint, options.data_dir)
+    found = bits_two_ways(model, data, options)
+    other_path = path.with_name("last.pt" if path.name == "best.pt" else "best.pt")
+    if path.suffix == ".pt" and other_path.is_file():
+        other, other_checkpoint = load_model(other_path, machine.device)
+        bpb = found["bpb"]
+        if other_checkpoint["step"] != checkpoint["step"]:
+            bpb = bits_per_byte(other, data, model.cfg.block_size)["bpb"]
+        found["other"] = {
+            "weights": other_path.name,
+            "step": other_checkpoint["step"],
+            "bpb": bpb,
+        }
+    return found
 
 
 def bits_two_ways(model, data, options):
@@ -576,7 +547,9 @@ def items_of(task, options):
     """The items of a task, from options.data or the Hub."""
     try:
         items = list(
-            local_items(Path(options.data) / f"{task}.jsonl") if options.data else hub_items(task)
+            local_items(Path(options.data) / f"{task}.jsonl")
+            if options.data
+            else BENCHMARKS[task][1]()
         )
     except Exception as e:
         if options.data:
@@ -599,30 +572,33 @@ def print_scores(result, tasks, text):
         lines.append([task, n, *metrics, f"{v['chance']:.1%}"])
     if len(lines) > 1:
         print_table(lines)
-    figures = {text: result["texts"][text]} if text else {}
-    for name, v in (
-        figures | ({"val": result["val"]} if "val" in tasks and "val" in result else {})
-    ).items():
-        stride = f"{v['bpb_stride']:.4f} with a stride of {v['stride']}"
-        print(
-            f"{name}: {v['bpb']:.4f} bpb in windows of {v['context']}, {stride}; {v['bytes']:,} bytes"
-        )
+    if text:
+        print(bits_line(text, result["texts"][text]))
+    if "val" in tasks and "val" in result:
+        print(bits_line(f"val, {result['weights']} of step {result['step']}", result["val"]))
+        other = result["val"].get("other")
+        if other:
+            print(f"val, {other['weights']} of step {other['step']}: {other['bpb']:.4f} bpb")
+
+
+def bits_line(name, found):
+    return (
+        f"{name}: {found['bpb']:.4f} bpb in windows of {found['context']}, "
+        f"{found['bpb_stride']:.4f} with a stride of {found['stride']}; {found['bytes']:,} bytes"
+    )
 
 
 def main(argv=None):
     options, words = parse(BenchConfig, sys.argv[1:] if argv is None else argv, __doc__)
     command, *paths = words or [""]
     if command not in ("speed", "eval"):
-        raise ValueError(f"speed or eval? ({command!r} is neither; see --help)")
+        raise ValueError(f"unknown command {command!r}: use speed or eval; see --help")
     if paths and command != "speed":
-        raise ValueError(f"what is {paths[0]!r}? {command} takes --key=value only; see --help")
+        raise ValueError(
+            f"unexpected argument {paths[0]!r}: {command} takes --key=value only; see --help"
+        )
     speed(options, paths) if command == "speed" else evaluate(options)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as e:
-        sys.exit(f"bench.py: {e}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    run_command(main, out_of_memory="give the config a smaller micro_batch")

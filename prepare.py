@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from config import Config, load_file, parse
 from lib.data import gpt2, read_meta
-from lib.files import lock
+from lib.files import lock, run_command
 from lib.sources import PRESETS, Source, one_line
 from model import EOT, GPT2_VOCAB
 
@@ -41,7 +41,7 @@ FEW = 20  # documents: with fewer, a hash of each would split the text too uneve
 
 @dataclass
 class PrepareConfig:
-    # what comes out
+    # --- what comes out ---
     name: str = ""  # of the folder in data_dir; empty: from the first source
     tokenizer: Literal["bytes", "gpt2"] = "bytes"  # gpt2: token ids for the BPE baselines
     gpt2_vocab: int = (
@@ -51,7 +51,7 @@ class PrepareConfig:
     overwrite: bool = (
         False  # make it anew if it is there; the old one stays until the new one is complete
     )
-    # what goes in
+    # --- what goes in ---
     val: str = ""  # source of the validation split; empty: its own, or by val_fraction
     val_fraction: float = 0.1  # share of the text that is held out
     max_bytes: int = 0  # stop after this much text; 0: everything (from the network: 1 GB)
@@ -304,6 +304,8 @@ def main(argv=None):
             if out.exists():
                 out.rename(old)
             work.rename(out)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt("; nothing is left behind") from None
         except OSError as e:
             if e.errno != errno.ENOSPC:
                 raise
@@ -380,9 +382,4 @@ def write(work, words, sources, val_sources, cfg, cap, total):
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as e:
-        sys.exit(f"prepare.py: {e}")
-    except KeyboardInterrupt:
-        sys.exit("prepare.py: interrupted; nothing is left behind")
+    run_command(main)

@@ -1,47 +1,58 @@
 """Train a super tiny language model. Edit this file directly.
 
-    python train.py                                        # config/demo.py, 3 minutes on a laptop's CPU
-    python train.py config/stlm_10m.py --dataset=notes --resume=auto     # goes on, or starts if there is nothing
+    python train.py                                   # config/demo.py: 3 minutes on a laptop's CPU
+    python train.py config/stlm_10m.py --dataset=notes --resume=auto     # continues, or starts
+    python train.py config/selfplay_game.py           # learns tic-tac-toe by playing itself
     torchrun --nproc_per_node=4 train.py config/stlm_50m.py
 
-Reads data/DATASET (see prepare.py; the newest by default). Writes out/RUN: last.pt (to go on from), best.pt (lowest val
-loss), log.jsonl, run.json, loss.png. The last line on stdout is the verdict of the final weights on the whole val file.
-
-log.jsonl has a JSON object per event, each with step, elapsed (seconds of training) and time (of day):
-    train    bpb of the step's batch, norm (of the gradient), lr_scale (share of the peak rates), bytes_per_second, mfu;
-             with objective=masked, bpb is that of text with gaps; next_patch adds variance and explained
-    eval     bpb on eval_bytes of val, bytes, overflow (share of rows with more than max_patches), bytes_per_patch
-    start, end (the verdict), interrupted, failed
+Text comes from data/DATASET (see prepare.py; by default the newest). out/RUN gets:
+    last.pt     weights, optimizers and position, to resume from
+    best.pt     the weights with the lowest loss on val so far (a game: the fewest lost lines)
+    run.json    command, config, machine, status, result
+    loss.png    the loss curves
+    log.jsonl   one JSON object per event, with step, elapsed (seconds of training), time (of day):
+        train   bpb of the step's batch (objective=masked: of text with gaps; a game: loss), norm of
+                the gradient, lr_scale (share of the peak rates), bytes_per_second, mfu, and the
+                figures of the objective
+        eval    bpb on eval_bytes of val, bytes, bytes_per_patch, overflow (share of rows with more
+                than max_patches); a game: lost lines and scores
+        start, end (the result), interrupted, failed
+The last line printed is the result: of the final weights on all of val; of a game's best weights.
 """
 
+import contextlib
 import dataclasses
+import functools
+import math
 import os
+import platform
+import shlex
 import sys
-import time
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
 
 from config import Config, build, parse
 from lib import files
-from lib.data import Data, newest_dataset
-from lib.files import load_checkpoint
-from lib.machine import Machine
-from lib.objectives import make_objective
-from lib.optim import (
-    load_optimizers,
-    make_optimizers,
-    prepare_for_training,
-    set_schedules,
-    train_step,
-)
-from lib.run import OF_A_RUN, Run
-from model import STLM, ModelConfig
+from lib.data import Data, bits_per_byte, newest_dataset
+from lib.files import duration, load_checkpoint
+from lib.machine import Machine, flops_per_symbol, parameter_table
+from lib.objectives import load_own_weights, make_objective, own_weights
+from lib.optim import active_optimizers, make_optimizers
+from lib.run import RUN_FILES, Clock, Log, draw_losses
+from lib.selfplay import GameSource, SpinSource
+from model import STLM, ModelConfig, fitting_weights
 
-# On resume a command may change these of the run's knobs, and those that are its own.
-MAY_CHANGE = {"max_steps", "max_seconds", "eval_interval", "eval_bytes", "log_interval"}
-MAY_CHANGE |= {
+LENGTH = {"max_steps", "max_seconds"}
+# Knobs of a run that may change when it is resumed ...
+MAY_CHANGE = {
+    *LENGTH,
+    "eval_interval",
+    "eval_bytes",
+    "log_interval",
     "device",
     "compile",
     "data_dir",
@@ -51,7 +62,10 @@ MAY_CHANGE |= {
     "play_lr",
     "teacher",
 }
+# ... and those that belong to the command, not to the run.
 OF_THE_COMMAND = {"out_dir", "resume", "overwrite", "init_from", "wandb"}
+# Of these, objective=spin takes the values of the run it starts from.
+SHAPE = {field.name for field in dataclasses.fields(ModelConfig)} - {"block_size", "max_patches"}
 
 
 def main(argv=None):
@@ -59,227 +73,661 @@ def main(argv=None):
     cfg, words = parse(Config, argv, __doc__, "config/demo.py", either=("max_steps", "max_seconds"))
     if words:
         raise ValueError(
-            f"what is {words[0]!r}? The config file ends in .py, every knob is --key=value; see --help"
+            f"unexpected argument {words[0]!r}: a config file ends in .py, "
+            "everything else is --key=value; see --help"
         )
+    # A second run in the same folder would destroy both. Each process holds a lock of its own.
     out = Path(cfg.out_dir)
+    rank = os.environ.get("RANK", "0")
+    name = f".{out.name}.lock" if rank == "0" else f".{out.name}.lock{rank}"
     in_use = f"{out} is in use by another run: wait until it has ended, or give another --out_dir"
-    with files.lock(
-        out.with_name(f".{out.name}.lock{os.environ.get('RANK', '').lstrip('0')}"), in_use
-    ):
-        return train(cfg, argv)
-
-
-def train(cfg, argv):
-    cfg, checkpoint = go_on_or_start(cfg)
-    saved = checkpoint or {}  # a resumed run keeps its dtypes, whatever the machine
-    machine = Machine(cfg.device, saved.get("dtype", cfg.dtype), saved.get("muon_dtype", "auto"))
-    run = Run(cfg, machine, checkpoint)
-
-    # data
-    find_dataset(cfg, run)
-    train_data, val_data = Data(cfg, "train"), Data(cfg, "val")
-    if checkpoint:
-        train_data.verify(checkpoint)
-        val_data.verify(checkpoint)
-    batches = Batches(cfg, train_data, machine)
-
-    # raw_model is evaluated and sampled; objective is what it is trained for; model is that, compiled or wrapped
-    raw_model = make_model(cfg, checkpoint).to(machine.device).train()
-    objective = make_objective(raw_model, cfg, saved.get("objective"))
-    optimizers = make_optimizers(objective, cfg, machine.muon_dtype)
-    if checkpoint:
-        load_optimizers(optimizers, checkpoint["optimizers"])
-    run.start_clock()  # races count the time to compile
-    model, compiled = prepare_for_training(
-        objective, machine, cfg.compile, batches.micro_batch, cfg.block_size
-    )
-    run.stop_clock()
-    run.begin(argv, raw_model, objective, optimizers, batches, compiled)
-
-    if run.owes_an_evaluation:  # a signal or a kill came between the checkpoint and its evaluation
-        run.evaluate(val_data)
-
-    with run:
-        while not run.done():
-            lr_scale = set_schedules(
-                raw_model, optimizers, cfg, run.progress(), run.compiled_share()
-            )
-            if (
-                cfg.dropout or cfg.objective == "masked"
-            ):  # both follow from seed and step: resuming needs no state
-                torch.manual_seed(
-                    ((cfg.seed * 1_000_003 + run.step) * machine.world + machine.rank) % 2**63
-                )
-            batch, autocast, progress = batches.at(run.step), machine.autocast, run.progress()
-            loss, norm = train_step(
-                model, optimizers, batch, batches.micro_batch, autocast, cfg.grad_clip, progress
-            )
-            run.tick()
-
-            # watching it
-            pause = run.is_due(cfg.eval_interval) or run.done()
-            if run.step == 1 or run.is_due(cfg.log_interval) or pause:
-                run.log_step(loss, norm, lr_scale)
-            if pause:
-                run.stop_clock()
-                run.save(run.last_path)
-                if (
-                    not run.interrupted
-                ):  # the best weights are those of the lowest of these evaluations
-                    run.evaluate(val_data)
-                run.start_clock()
-
-        if run.interrupted:
-            return run.interrupt()
-        return run.finish(val_data)
-
-
-# --- before the first step -------------------------------------------------------------------------------------------
-
-
-def go_on_or_start(cfg, may_change=MAY_CHANGE):
-    """-> (config, None); on resume, that of the run in out_dir with this command's changes, and its checkpoint."""
-    path = Path(cfg.out_dir) / "last.pt"
-    if not cfg.resume or (cfg.resume == "auto" and not path.exists()):
-        there = [name for name in OF_A_RUN if path.with_name(name).exists()]
-        if there and not (cfg.overwrite or cfg.resume):
-            ways = "--resume goes on with it, --overwrite throws it away, --out_dir=DIR avoids it"
-            raise ValueError(f"{cfg.out_dir} already holds a run ({there[0]}): {ways}")
-        if there and "run.json" not in there:
-            raise ValueError(
-                f"{cfg.out_dir}/{there[0]} is of no run, so it stays: give another --out_dir"
-            )
-        if cfg.init_from and Path(cfg.init_from).resolve() == Path(cfg.out_dir).resolve():
-            raise ValueError(
-                f"init_from={cfg.init_from} would be thrown away for out_dir: give another --out_dir"
-            )
-        return cfg, None
-    checkpoint = load_checkpoint(path)
-    if ("play_lr" in checkpoint["config"]) != hasattr(cfg, "play_lr"):
-        raise ValueError(
-            f"{path} is of {'train.py' if hasattr(cfg, 'play_lr') else 'selfplay.py'}: resume with that"
-        )
-    old = build(type(cfg), files.known_values(checkpoint["config"], type(cfg), path), path)
-    for key in sorted(cfg.explicit - may_change - OF_THE_COMMAND):
-        if getattr(cfg, key) != getattr(old, key):
-            both = f"{key}={getattr(cfg, key)!r}, but {path} has {getattr(old, key)!r}"
-            raise ValueError(f"{both}; on resume only {', '.join(sorted(may_change))} may change")
-    changed = cfg.from_command_line & may_change | OF_THE_COMMAND
-    changed |= {"max_steps", "max_seconds"} if changed & {"max_steps", "max_seconds"} else set()
-    return dataclasses.replace(old, **{key: getattr(cfg, key) for key in changed}), checkpoint
-
-
-def find_dataset(cfg, run):
-    """Without a `dataset`, take the newest one for the config's tokenizer; without any, make the default one."""
-    if cfg.dataset:
-        return
-    cfg.dataset = newest_dataset(cfg)
-    if cfg.dataset:
-        run.say(
-            f"dataset={cfg.dataset}, the newest in {cfg.data_dir} for tokenizer={cfg.tokenizer}"
-        )
-    elif cfg.tokenizer == "bytes" and run.machine.world == 1:
-        import prepare
-
-        run.say("there is no dataset yet; running: python prepare.py")
-        prepare.main([f"--data_dir={cfg.data_dir}"])
-        cfg.dataset = "stdlib"
-    else:
-        how = f" SOURCE --tokenizer=gpt2 --gpt2_vocab={cfg.gpt2_vocab}" * (cfg.tokenizer == "gpt2")
-        raise ValueError(
-            f"no dataset for {cfg.tokenizer} in {cfg.data_dir}: python prepare.py{how} makes one"
-        )
-
-
-class Batches:
-    """What each step reads: batch_bytes over all processes, at most micro_batch rows of block_size in one pass."""
-
-    def __init__(self, cfg, data, machine):
-        self.cfg, self.data, self.machine = cfg, data, machine
-        T, world = cfg.block_size, machine.world
-        if len(data.symbols) < T + 1:
-            have = f"{cfg.dataset} has {len(data.symbols)} symbols to train on"
-            raise ValueError(f"{have}; block_size={T} needs at least {T + 1}")
-        self.n_rows, rest = divmod(cfg.batch_bytes, T)  # over all processes
-        share = self.n_rows // world
-        self.micro_batch = machine.rows_per_pass(share, cfg.micro_batch, T)
-        if rest or self.n_rows % world or share % self.micro_batch:
-            units = f"block_size={T} x {world} processes x micro_batch={self.micro_batch}"
-            unit = self.micro_batch * world * T
-            ways = [f"--batch_bytes={max(1, round(cfg.batch_bytes / unit)) * unit}"] * (
-                not cfg.resume
-            )
-            if not rest and self.n_rows % world == 0:
-                ways += [
-                    f"--micro_batch={max(n for n in range(1, self.micro_batch) if share % n == 0)}"
-                ]
-            elif not rest:
-                ways += [f"{max(n for n in range(1, world) if self.n_rows % n == 0)} processes"]
-            wrong = f"batch_bytes={cfg.batch_bytes} is no multiple of {units} = {unit}"
-            raise ValueError(f"{wrong}; try {' or '.join(ways)}")
-
-    def at(self, step):
-        """This process's rows, (rows / world, T + 1) on its device."""
-        m, cuda = self.machine, self.machine.device.type == "cuda"
-        rows = self.data.batch(
-            self.cfg.seed, step, self.n_rows, self.cfg.block_size, m.rank, m.world
-        )
-        rows = torch.from_numpy(rows).pin_memory() if cuda else torch.from_numpy(rows)
-        return rows.to(
-            m.device, non_blocking=cuda
-        )  # (pinned, they are copied while the steps before still run)
-
-    def __str__(self):
-        cfg, world, n = self.cfg, self.machine.world, self.micro_batch
-        passes = f"{self.n_rows // n // world} x {n} rows x {cfg.block_size} x {world} processes"
-        return f"a step: {passes} = {cfg.batch_bytes:,} of {len(self.data.symbols):,} symbols"
-
-
-def make_model(cfg, checkpoint):
-    """The model with its first weights: fresh, those of the checkpoint, or the best of another run."""
-    torch.manual_seed(cfg.seed)
-    model = STLM(cfg)
-    if checkpoint:
-        model.load_state_dict(checkpoint["model"])
-    elif cfg.init_from:
-        other, _, path = files.load_run(cfg.init_from, "best")
-        for key in (
-            f.name
-            for f in dataclasses.fields(ModelConfig)
-            if f.name not in ("block_size", "max_patches")
-        ):
-            if getattr(other.cfg, key) != getattr(cfg, key):
-                raise ValueError(
-                    f"{path} has {key}={getattr(other.cfg, key)}, this config {getattr(cfg, key)}"
-                )
-        model.load_state_dict(other.state_dict())
-    model.may_drop = cfg.dropout > 0
-    return model
-
-
-if __name__ == "__main__":
-    code = 1
     try:
-        code = main()
-    except (ValueError, OSError, MemoryError, RuntimeError) as e:
-        full = isinstance(
-            e, (MemoryError, torch.OutOfMemoryError)
-        ) or "can't allocate memory" in str(e)
-        if isinstance(e, RuntimeError) and not full:
-            raise
-        time.sleep(
-            3 * (os.environ.get("RANK", "0") != "0")
-        )  # where all fail alike, torchrun stops those that wait
-        print(
-            f"train.py: {'out of memory: halve --micro_batch (no result changes)' if full else e}",
-            file=sys.stderr,
-        )
-    except KeyboardInterrupt:
-        print(
-            "train.py: stopped at once; the newest checkpoint is whole, --resume goes on with it",
-            file=sys.stderr,
-        )
+        with files.lock(out.with_name(name), in_use):
+            return train(cfg, argv)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
-    sys.exit(code)
+
+
+def train(cfg, argv):
+    out = Path(cfg.out_dir)
+    last_path = out / "last.pt"
+    best_path = out / "best.pt"
+
+    # start a new run, or resume the one in out_dir
+    checkpoint = None
+    if cfg.resume == "true" or (cfg.resume == "auto" and last_path.exists()):
+        checkpoint = load_checkpoint(last_path)
+        cfg = resumed_config(cfg, checkpoint, last_path)
+    else:
+        refuse_to_lose_a_run(cfg)
+        if cfg.objective == "spin":
+            cfg = shaped_as_trained(cfg)
+    saved = checkpoint or {}
+    step = saved.get("step", 0)
+
+    # device, dtypes, processes. A resumed run keeps its dtypes, whatever the machine.
+    machine = Machine(cfg.device, saved.get("dtype", cfg.dtype), saved.get("muon_dtype", "auto"))
+    clock = Clock(cfg, machine, saved.get("elapsed", 0.0), saved.get("compile_seconds", 0.0))
+    log = Log(out, machine.rank == 0, cfg.wandb)
+
+    # the source, which supplies a batch for each step; the model; the objective, a module around
+    # the model that turns a batch into a loss; the optimizers
+    if cfg.objective != "game":
+        find_dataset(cfg, machine, log)
+        source = TextSource(cfg, machine)
+    model = make_model(cfg, checkpoint).to(machine.device).train()
+    if cfg.objective == "game":
+        source = GameSource(cfg, model, machine)
+    elif cfg.objective == "spin":
+        source = SpinSource(cfg, model, machine, source)
+    objective = make_objective(model, cfg)
+    optimizers = make_optimizers(objective, cfg, machine.muon_dtype)
+    if checkpoint:
+        source.resume(checkpoint)
+        load_own_weights(objective, checkpoint.get("objective", {}))
+        load_optimizers(optimizers, checkpoint["optimizers"])
+    checkpoint = saved = None  # free the memory
+
+    # compile, and wrap for several processes: `trained` is what is trained, `objective` and `model`
+    # are the same modules unwrapped, to save and evaluate. Compiling is training time.
+    clock.start()
+    trained, is_compiled = compile_and_wrap(objective, cfg, machine, source.micro_batch)
+    clock.stop()
+    if step == 0:
+        clock.compile_seconds = clock.elapsed
+
+    info = describe(cfg, argv, machine, model, source, is_compiled)
+    announce(info, cfg, source, model, step, log)
+    # a resumed run repeats the evaluation of the step it continues from
+    is_over = clock.is_over(step)
+    is_due = step > 0 and (is_over or every(cfg.eval_interval, step))
+    log.begin(info, step, is_due)
+    log.status("running", step, clock.elapsed)
+    log.record("start", step, clock.elapsed)
+    best, best_step = log.best(source.measure)
+    flops = flops_per_symbol(model)
+    logged_step, logged_elapsed = step, clock.elapsed
+
+    # all that a later process needs to continue as if nothing had happened
+    def make_checkpoint():
+        return {
+            "model": model.state_dict(),
+            "objective": own_weights(objective),
+            "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+            "source": source.state(),
+            "step": step,
+            "elapsed": clock.elapsed,
+            "compile_seconds": clock.compile_seconds,
+            "dtype": machine.dtype_name,
+            "muon_dtype": machine.muon_dtype_name,
+            "config": info["config"],
+            "parameters": info["parameters"],
+            "data": info["data"],
+            "commit": info["commit"],
+        }
+
+    with clock, log, steps_are_saved(make_checkpoint, last_path, machine):
+        while True:
+            # save and evaluate
+            if is_due:
+                clock.stop()
+                checkpoint = make_checkpoint()
+                save(checkpoint, last_path, machine)
+                if not clock.interrupted:
+                    result = source.evaluate(model)
+                    log.record("eval", step, clock.elapsed, **result)
+                    for line in source.evaluation_lines(result):
+                        log.say(line)
+                    newest = result[source.measure]
+                    if newest <= best:
+                        best, best_step = newest, step
+                        only_weights = {"objective": {}, "optimizers": [], "source": {}}
+                        save(checkpoint | only_weights, best_path, machine)
+                checkpoint = None
+                clock.start()
+                logged_step, logged_elapsed = step, clock.elapsed
+            if is_over:
+                break
+
+            # learning rates and dropout of this step
+            progress = clock.progress(step)
+            active = active_optimizers(optimizers, progress)
+            for optimizer in active:
+                scale = lr_scale(progress, optimizer.phase, cfg, clock.compile_share())
+                for group in optimizer.param_groups:
+                    group["lr"] = group["peak_lr"] * scale
+            model.dropout.rate.fill_(dropout_at(progress, cfg))
+            # Dropout and masks follow from seed, step and rank, so that resuming needs no state.
+            if cfg.dropout or cfg.objective == "masked":
+                seed = (cfg.seed * 1_000_003 + step) * machine.world + machine.rank
+                torch.manual_seed(seed % 2**63)
+
+            # the step
+            batch = source.at(step, progress)
+            loss, norm = train_step(
+                trained,
+                active,
+                batch,
+                source.micro_batch,
+                machine.autocast,
+                cfg.grad_clip,
+                progress,
+            )
+            step += 1
+            clock.tick()
+            is_over = clock.is_over(step)
+            is_due = is_over or every(cfg.eval_interval, step)
+
+            # log
+            if is_due or step == 1 or every(cfg.log_interval, step):
+                figures = mean_over_processes(loss, objective, source, machine)
+                loss = figures.pop("loss")
+                norm = norm.item()
+                if not (math.isfinite(loss) and math.isfinite(norm)):
+                    log.record("failed", step, clock.elapsed, loss=str(loss), norm=str(norm))
+                    raise ValueError(not_finite(step, loss, norm, cfg, last_path))
+                values = {"norm": norm, "lr_scale": scale}
+                if cfg.objective == "game":
+                    values = {"loss": loss} | values
+                else:
+                    # what other objectives watch of the next byte is comparable between them
+                    nats = figures.pop("next_byte", loss)
+                    seconds = max(1e-9, clock.elapsed - logged_elapsed)
+                    symbols_per_second = (step - logged_step) * cfg.batch_bytes / seconds
+                    speed = round(symbols_per_second * source.bytes_per_symbol)
+                    values = {"bpb": nats / math.log(2) / source.bytes_per_symbol} | values
+                    values["bytes_per_second"] = speed
+                    values["mfu"] = machine.mfu(symbols_per_second * flops)
+                values |= figures
+                log.record("train", step, clock.elapsed, **values)
+                stays = is_due or step == 1 or not sys.stdout.isatty()
+                line = train_line(step, values, clock.seconds_left(step))
+                log.say(line, end="\n" if stays else "   \r")
+                logged_step, logged_elapsed = step, clock.elapsed
+
+    # A process that leaves while another still saves would break its connection.
+    if machine.world > 1:
+        dist.barrier()
+    if clock.interrupted:
+        log.record("interrupted", step, clock.elapsed)
+        log.status("interrupted", step, clock.elapsed)
+        log.say(f"stopped by a signal after step {step}; {last_path} is saved, --resume continues")
+        return 130
+
+    # the result
+    result, verdict, verdict_step = source.conclude(model, out, step, clock.elapsed)
+    log.record("end", step, clock.elapsed, **result)
+    log.status(
+        "finished",
+        step,
+        clock.elapsed,
+        best_step=best_step,
+        verdict=verdict,
+        verdict_step=verdict_step,
+    )
+    if log.is_writer and cfg.objective != "game":
+        draw_losses(log.events, out / "loss.png")
+    log.say(best_line(best, best_step, newest, step, source.measure))
+    log.say(f"weights and log are in {out}; python sample.py --model={out} uses them")
+    log.say(" ".join(f"{key}={value}" for key, value in verdict.items()))
+    return 0
+
+
+# --- a step ---------------------------------------------------------------------------------------
+
+
+def lr_scale(progress, phase, cfg, start=0.0):
+    """Share of the peak learning rates at `progress`, a share of the run.
+
+    Rates rise and fall within the optimizer's phase of the run; the rise begins at `start`.
+    """
+    first, last = phase
+    progress = (progress - first) / (last - first)
+    rise = (progress - start + 1e-3) / max(cfg.warmup, 1e-3)  # 1e-3: the first step learns, too
+    fall = (1 - progress) / max(cfg.decay, 1e-9)
+    # 1) warm-up: a straight line up from 0, for `warmup` of the phase
+    if rise < 1 and rise <= fall:
+        return max(0.0, rise)
+    # 2) decay: a straight line down to 0, for the last `decay` of the phase
+    if fall < 1:
+        return max(0.0, fall)
+    # 3) in between
+    return 1.0
+
+
+def dropout_at(progress, cfg):
+    """The share to drop at `progress`, a share of the run."""
+    # 1) the same throughout
+    if cfg.dropout_schedule == "constant":
+        return cfg.dropout
+    # 2) up from 0
+    if cfg.dropout_schedule == "linear":
+        return cfg.dropout * progress
+    # 3) up from 0 and down again
+    return cfg.dropout * (1 - abs(2 * progress - 1))
+
+
+def train_step(model, optimizers, batch, micro_batch, autocast, grad_clip, progress=0.0):
+    """One optimizer step on this process's batch, `micro_batch` rows at a time.
+
+    A batch is a tuple of tensors with a row per text, as the source gives it and the objective
+    takes it. Returns, on the device, the mean loss in nats (with what the objective watches, if
+    anything) and the norm of the gradient.
+    """
+    # A tensor, because compiled code would be compiled anew for every new number.
+    progress = torch.full((), progress, device=batch[0].device)
+    n_rows = len(batch[0])
+    micro_batches = list(zip(*(tensor.split(micro_batch) for tensor in batch), strict=True))
+    total = 0
+    for i, tensors in enumerate(micro_batches):
+        # Processes need to exchange gradients only once per step, at the last micro-batch. The
+        # official way is `with model.no_sync()`, which would have us write the pass twice; all it
+        # does is set this flag.
+        if isinstance(model, DistributedDataParallel):
+            model.require_backward_grad_sync = i == len(micro_batches) - 1
+        with autocast:
+            # each row counts the same, also if the last micro-batch has fewer
+            loss = model(*tensors, progress=progress) / (n_rows / len(tensors[0]))
+        # the loss itself comes first; the rest is for the log
+        loss.view(-1)[0].backward()
+        total = total + loss.detach()
+
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)
+    for optimizer in optimizers:
+        optimizer.step()
+    # after all steps, because two optimizers may hold the same weights
+    model.zero_grad(set_to_none=True)
+    return total, norm
+
+
+def compile_and_wrap(objective, cfg, machine, micro_batch):
+    """-> (the module to train, whether it is compiled). Compiling is never fatal."""
+    trained = objective
+    is_compiled = False
+    wanted = cfg.compile == "on" or (cfg.compile == "auto" and machine.device.type == "cuda")
+    if wanted and cfg.objective not in ("game", "spin"):  # they use the model in other ways, too
+        # torch.compile only starts at the first call; a forward and backward pass proves it.
+        try:
+            trained = torch.compile(objective)
+            idx = torch.zeros(micro_batch, cfg.block_size, dtype=torch.long, device=machine.device)
+            progress = torch.zeros((), device=machine.device)
+            with machine.autocast:
+                loss = trained(idx, torch.zeros_like(idx), progress=progress)
+            loss.sum().backward()
+            is_compiled = True
+        except Exception as e:
+            reason = files.first_line(e)
+            print(f"torch.compile fails here ({reason}): training without it", file=sys.stderr)
+            trained = objective
+        objective.zero_grad(set_to_none=True)
+    if machine.world > 1:
+        devices = [machine.device.index] if machine.device.type == "cuda" else None
+        trained = DistributedDataParallel(trained, device_ids=devices)
+    return trained, is_compiled
+
+
+# --- the source of text ---------------------------------------------------------------------------
+
+
+class TextSource:
+    """Batches of a dataset: batch_bytes in a step over all processes, micro_batch rows in one pass.
+
+    What a source has to offer (lib/selfplay.py has two others):
+        at(step, progress)      this process's batch: a tuple of tensors with a row per text
+        micro_batch             how many of these rows go through the model at once
+        evaluate(model)         the figures of an evaluation; that named `measure` is to be low
+        evaluation_lines(...)   what is printed of it
+        conclude(...)           the result: what the log keeps of it, the last line, the weights' step
+        describe(...), about()  what is printed, and stored, about the data
+        figures()               of the newest batch, for the log
+        state(), resume(...)    what last.pt has to remember, and going on from it
+    """
+
+    measure = "bpb"
+
+    def __init__(self, cfg, machine):
+        self.cfg = cfg
+        self.machine = machine
+        self.train = Data(cfg, "train")
+        self.val = Data(cfg, "val")
+        self.bytes_per_symbol = self.train.bytes_per_symbol
+        T = cfg.block_size
+        n_symbols = len(self.train.symbols)
+        if n_symbols < T + 1:
+            raise ValueError(
+                f"{cfg.dataset} has {n_symbols} symbols to train on; "
+                f"block_size={T} needs at least {T + 1}"
+            )
+        self.n_rows = cfg.batch_bytes // T  # over all processes
+        self.share = self.n_rows // machine.world
+        self.micro_batch = machine.rows_per_pass(self.share, cfg.micro_batch, T)
+        self.check_batch()
+
+    def check_batch(self):
+        """ValueError, with a way that works, unless the rows of a step can be shared out evenly."""
+        cfg = self.cfg
+        T = cfg.block_size
+        world = self.machine.world
+        unit = self.micro_batch * world * T
+        if cfg.batch_bytes % unit == 0:
+            return
+        ways = []
+        # a resumed run keeps its batch_bytes
+        if not cfg.resume:
+            ways.append(f"--batch_bytes={max(1, round(cfg.batch_bytes / unit)) * unit}")
+        if cfg.batch_bytes % T == 0 and self.n_rows % world == 0:
+            smaller = [n for n in range(1, self.micro_batch) if self.share % n == 0]
+            ways.append(f"--micro_batch={max(smaller)}")
+        elif cfg.batch_bytes % T == 0:
+            fewer = [n for n in range(1, world) if self.n_rows % n == 0]
+            ways.append(f"{max(fewer)} processes")
+        raise ValueError(
+            f"batch_bytes={cfg.batch_bytes} must be a multiple of {unit} (block_size={T} x {world} "
+            f"processes x micro_batch={self.micro_batch}); try {' or '.join(ways)}"
+        )
+
+    def rows(self, step):
+        """This process's rows of a step on its device, (rows / world, T + 1)."""
+        machine = self.machine
+        rows = self.train.batch(
+            self.cfg.seed, step, self.n_rows, self.cfg.block_size, machine.rank, machine.world
+        )
+        rows = torch.from_numpy(rows)
+        # From pinned memory the copy overlaps with earlier steps.
+        if machine.device.type == "cuda":
+            rows = rows.pin_memory()
+        return rows.to(machine.device, non_blocking=True)
+
+    def at(self, step, progress):
+        """The bytes to read and those to predict, (rows / world, T) each."""
+        rows = self.rows(step)
+        return rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
+
+    def evaluate(self, model):
+        return bits_per_byte(
+            model, self.val, self.cfg.block_size, self.cfg.eval_bytes, machine=self.machine
+        )
+
+    def evaluation_lines(self, result):
+        line = f"val {result['bpb']:.4f} bpb on {result['bytes']:,} bytes"
+        if self.cfg.pooling != "none":
+            line += f" | {result['bytes_per_patch']:.2f} bytes/patch"
+            line += f", {result['overflow']:.2%} of rows overflow"
+        return [line]
+
+    def conclude(self, model, out, step, elapsed):
+        """The final weights on all of val, with a progress bar on a terminal."""
+        if self.machine.rank == 0:
+            print(
+                f"evaluating all of val ({self.val.meta['val']['bytes'] / 1e6:,.1f} MB)", flush=True
+            )
+        total = len(self.val.symbols) // self.machine.world
+        disable = None if self.machine.rank == 0 else True  # None: no bar if output goes to a file
+        with tqdm(total=total, unit="B", unit_scale=True, leave=False, disable=disable) as bar:
+            result = bits_per_byte(
+                model, self.val, self.cfg.block_size, machine=self.machine, on_progress=bar.update
+            )
+        n_bytes = step * self.cfg.batch_bytes * self.bytes_per_symbol
+        verdict = {
+            "val_bpb": f"{result['bpb']:.4f}",
+            "val_nats": f"{result['bpb'] * math.log(2):.4f}",
+            "params": sum(p.numel() for p in model.parameters()),
+            "steps": step,
+            "seconds": f"{elapsed:.1f}",
+            "bytes_per_second": round(n_bytes / elapsed),
+        }
+        return verdict, verdict, step
+
+    def describe(self, step, model):
+        T = self.cfg.block_size
+        n = self.micro_batch
+        world = self.machine.world
+        lines = [
+            f"a step: {self.share // n} x {n} rows x {T} x {world} processes = "
+            f"{self.cfg.batch_bytes:,} of {len(self.train.symbols):,} symbols"
+        ]
+        # too small a max_patches costs quality, and is easy to miss
+        idx, _ = self.at(step, 0.0)
+        ends, _ = model.patch_ends(idx)
+        n_patches = ends.sum(dim=1).float()
+        if (n_patches > self.cfg.n_patches).float().mean() > 0.05:
+            need = math.ceil(n_patches.quantile(0.99).item())
+            lines.append(
+                f"many rows have more patches than max_patches={self.cfg.n_patches}: "
+                f"--max_patches={need} fits 99% of rows"
+            )
+        return lines
+
+    def about(self):
+        return self.train.meta
+
+    def figures(self):
+        return {}
+
+    def state(self):
+        return {}
+
+    def resume(self, checkpoint):
+        """The data order follows from seed and step; but the data must be the same."""
+        self.train.verify(checkpoint)
+        self.val.verify(checkpoint)
+
+
+# --- before the first step ------------------------------------------------------------------------
+
+
+def refuse_to_lose_a_run(cfg):
+    """ValueError if out_dir holds a run that the command does not ask to overwrite."""
+    out = Path(cfg.out_dir)
+    found = [name for name in RUN_FILES if (out / name).exists()]
+    if found and not cfg.overwrite and not cfg.resume:
+        raise ValueError(
+            f"{out} already holds a run ({found[0]}): --resume continues it, "
+            "--overwrite deletes it, --out_dir=DIR avoids it"
+        )
+    if found and "run.json" not in found:
+        raise ValueError(
+            f"{out} holds {found[0]} but no run.json; not deleting it: give another --out_dir"
+        )
+    if cfg.init_from and Path(cfg.init_from).resolve() == out.resolve():
+        raise ValueError(f"init_from={cfg.init_from} would be deleted: give another --out_dir")
+
+
+def resumed_config(cfg, checkpoint, path):
+    """The config of the run in the checkpoint, with the changes that this command asks for."""
+    if "opponent" in checkpoint["config"]:
+        raise ValueError(
+            f"{path} was written by selfplay.py, which is now part of train.py: "
+            "`git checkout 1254c3f` has the selfplay.py that resumes it"
+        )
+    old = build(Config, files.known_values(checkpoint["config"], Config), path)
+    asked = cfg.explicit
+    if old.objective == "spin":  # its shape came from init_from, not from the config file
+        asked = asked - (SHAPE | {"dataset", "data_dir"}) | cfg.from_command_line
+    for key in sorted(asked - MAY_CHANGE - OF_THE_COMMAND):
+        if getattr(cfg, key) != getattr(old, key):
+            raise ValueError(
+                f"{key}={getattr(cfg, key)!r}, but {path} has {getattr(old, key)!r}; "
+                f"on resume only {', '.join(sorted(MAY_CHANGE))} may change"
+            )
+    changed = (cfg.from_command_line & MAY_CHANGE) | OF_THE_COMMAND
+    if changed & LENGTH:
+        changed |= LENGTH  # one of them is 0, and says so
+    return dataclasses.replace(old, **{key: getattr(cfg, key) for key in changed})
+
+
+def shaped_as_trained(cfg):
+    """The config with the shape and the dataset of the run to start from."""
+    if not cfg.init_from:
+        raise ValueError("objective=spin continues from a trained model: give --init_from=out/RUN")
+    model, checkpoint, path = files.load_run(cfg.init_from)
+    trained = checkpoint["config"] | dataclasses.asdict(model.cfg)
+    if trained["tokenizer"] != "bytes":
+        raise ValueError(
+            f"{path} reads {trained['tokenizer']} tokens: objective=spin needs a model of bytes"
+        )
+    if files.game_of(checkpoint):
+        trained["dataset"] = ""
+    if not trained["dataset"] and not cfg.dataset:
+        raise ValueError(f"{path} was trained on no dataset: give --dataset=NAME")
+    keys = (SHAPE | {"dataset", "data_dir"}) - cfg.from_command_line
+    return dataclasses.replace(cfg, **{key: trained[key] for key in keys})
+
+
+def find_dataset(cfg, machine, log):
+    """Without a `dataset` use the newest one for this tokenizer; without any, make the default."""
+    if cfg.dataset:
+        return
+    newest = newest_dataset(cfg)
+    if newest:
+        cfg.dataset = newest
+        log.say(f"dataset={newest}, the newest in {cfg.data_dir} for tokenizer={cfg.tokenizer}")
+    elif cfg.tokenizer == "bytes" and machine.world == 1:
+        import prepare
+
+        log.say("there is no dataset yet; running: python prepare.py")
+        prepare.main([f"--data_dir={cfg.data_dir}"])
+        cfg.dataset = "stdlib"
+    else:
+        command = "python prepare.py"
+        if cfg.tokenizer == "gpt2":
+            command += f" SOURCE --tokenizer=gpt2 --gpt2_vocab={cfg.gpt2_vocab}"
+        raise ValueError(f"no dataset for {cfg.tokenizer} in {cfg.data_dir}: {command} makes one")
+
+
+def make_model(cfg, checkpoint):
+    """The model with its first weights: the checkpoint's, another run's best, or random ones."""
+    torch.manual_seed(cfg.seed)
+    model = STLM(cfg)
+    model.dropout.is_on = cfg.dropout > 0
+    if checkpoint:
+        try:
+            model.load_state_dict(fitting_weights(model, checkpoint["model"]))
+        except ValueError as e:
+            commit = checkpoint.get("commit", "unknown")
+            raise ValueError(f"{cfg.out_dir}/last.pt (commit {commit}): {e}") from None
+    elif cfg.init_from:
+        other, _, path = files.load_run(cfg.init_from)
+        for key in sorted(SHAPE):
+            theirs = getattr(other.cfg, key)
+            ours = getattr(cfg, key)
+            if theirs != ours:
+                raise ValueError(f"{path} has {key}={theirs}, this config {ours}")
+        model.load_state_dict(other.state_dict())
+    return model
+
+
+def load_optimizers(optimizers, states):
+    """Restore the optimizers' state, but keep this command's learning rates."""
+    for optimizer, state in zip(optimizers, states, strict=True):
+        rates = [group["peak_lr"] for group in optimizer.param_groups]
+        optimizer.load_state_dict(state)
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["peak_lr"] = rate
+
+
+def describe(cfg, argv, machine, model, source, is_compiled):
+    """What run.json says of a run."""
+    return {
+        "command": shlex.join(["train.py", *argv]),
+        "config": dataclasses.asdict(cfg),
+        "commit": files.commit(),
+        "parameters": parameter_table(model),
+        "data": source.about(),
+        "device": machine.name,
+        "why": f"{machine.why}, compile {'on' if is_compiled else 'off'}",
+        "processes": machine.world,
+        "threads": torch.get_num_threads(),
+        "versions": {
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+        },
+    }
+
+
+# --- lines on the terminal, and small steps of the loop -------------------------------------------
+
+
+def announce(info, cfg, source, model, step, log):
+    log.say(f"{info['why']}\nparameters (the head is the embedding):")
+    for part, n in info["parameters"].items():
+        log.say(f"  {part:<14} {n:>12,}")
+    for line in source.describe(step, model):
+        log.say(line)
+    length = f"{cfg.max_steps:,} steps" if cfg.max_steps else f"{cfg.max_seconds:g} seconds"
+    log.say(f"training for {length}; Ctrl-C saves and stops")
+
+
+def every(interval, step):
+    return interval > 0 and step % interval == 0
+
+
+def save(checkpoint, path, machine):
+    if machine.rank == 0:
+        size = sum(w.numel() * w.element_size() for w in checkpoint["model"].values())
+        if checkpoint["optimizers"]:
+            size *= 3
+        files.write_atomically(path, functools.partial(torch.save, checkpoint), size)
+
+
+@contextlib.contextmanager
+def steps_are_saved(make_checkpoint, path, machine):
+    """A log that cannot be written (a full disk) does not cost the steps since the last save."""
+    try:
+        yield
+    except OSError:
+        with contextlib.suppress(OSError):
+            save(make_checkpoint(), path, machine)
+        raise
+
+
+def mean_over_processes(loss, objective, source, machine):
+    """The loss, what the objective watches and the source's figures, by name."""
+    names = ("loss", *getattr(objective, "watches", ()))
+    figures = dict(zip(names, loss.flatten().tolist(), strict=False)) | source.figures()
+    sums = machine.sum(list(figures.values()))
+    return {name: x / machine.world for name, x in zip(figures, sums, strict=True)}
+
+
+def not_finite(step, loss, norm, cfg, last_path):
+    way = "--overwrite starts again"
+    if last_path.exists():
+        way = "--resume continues from the last good checkpoint"
+    rates = f"--muon_lr={cfg.muon_lr / 3:.2g} --adam_lr={cfg.adam_lr / 3:.2g}"
+    if cfg.objective in ("game", "spin"):
+        rates += f" --play_lr={cfg.play_lr / 3:.2g}"
+    return f"step {step}: loss {loss}, gradient norm {norm}; {way}, with lower rates: {rates}"
+
+
+def train_line(step, values, seconds_left):
+    values = dict(values)
+    if "bpb" in values:
+        line = f"step {step} | train {values.pop('bpb'):.4f} bpb | norm {values.pop('norm'):.2f}"
+        line += f" | {values.pop('bytes_per_second'):,.0f} bytes/s"
+        mfu = values.pop("mfu")
+        if mfu:
+            line += f" | {mfu:.1%} of peak"
+    else:
+        line = f"step {step} | loss {values.pop('loss'):.4f} | norm {values.pop('norm'):.2f}"
+    values.pop("lr_scale")
+    for name, value in values.items():
+        line += f" | {name} {value:.3f}"
+    line += f" | {duration(seconds_left)} left"
+    if step == 1 and seconds_left > 86400:
+        line += " at this speed; --max_seconds=3600 trains for an hour"
+    return line
+
+
+def best_line(best, best_step, newest, step, measure):
+    if best_step == step:
+        return f"best.pt is from the last step: no evaluation had a lower {measure}"
+    return (
+        f"best.pt is from step {best_step} ({measure} {best:.4f} in that evaluation), "
+        f"last.pt from step {step} ({newest:.4f})"
+    )
+
+
+if __name__ == "__main__":
+    files.run_command(main, out_of_memory="halve --micro_batch (no result changes)")

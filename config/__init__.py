@@ -2,20 +2,24 @@
 
     cfg, words = parse(Config, argv, usage, "config/demo.py")        # "config/stlm_10m.py --max_seconds=60 --seed 3"
 
-The dataclass is the only list of knobs: name, type, default, and a trailing comment that `--help` prints. A config file
+The dataclass is the only list of knobs: name, type, default, and a comment that `--help` prints. A config file
 is plain Python that assigns some of them; it may compute, keep helpers in _underscored names, and build on another file
 with `from config.stlm_10m import *`. Its docstring says why the experiment is worth running. The command line wins over
 the file. What is misspelt, of the wrong type or impossible is a ValueError that names the key, where it stood and the
 nearest name. A name that stands in a log or a checkpoint never leads to a file that is run.
 """
 
+import ast
 import dataclasses
 import difflib
 import inspect
+import io
 import math
 import re
 import runpy
 import sys
+import textwrap
+import tokenize
 import types
 import typing
 from dataclasses import dataclass
@@ -30,29 +34,21 @@ __path__.append(str(ROOT / "config" / "races"))  # where `config.NAME` is looked
 
 @dataclass
 class Config(ModelConfig):
-    # run
-    dataset: str = (
-        ""  # folder under data_dir, made by prepare.py; empty: the newest for this tokenizer
-    )
+    # --- run ---
+    dataset: str = ""  # folder under data_dir, made by prepare.py; empty: the newest one
     data_dir: str = "data"  # where datasets live
     out_dir: str = ""  # where the run goes; empty: out/ and the config file's name
-    init_from: str = (
-        ""  # fine-tuning: start from the best weights of a run, or a shared folder, or USER/NAME
-    )
-    resume: Literal["", "true", "auto"] = (
-        ""  # go on from out_dir/last.pt; auto: or start, if there is none
-    )
-    overwrite: bool = False  # throw away what is in out_dir
+    init_from: str = ""  # start from the best weights of a run, or a shared folder, or USER/NAME
+    resume: Literal["", "true", "auto"] = ""  # continue from last.pt; auto: or start, without one
+    overwrite: bool = False  # delete the run that is in out_dir
     seed: int = 1337  # of weights, data order, dropout and masks
-    # length: one of the two; the schedule follows it
+    # --- length: one of the two; the schedule follows it ---
     max_steps: int = 0  # optimizer steps
     max_seconds: float = 0.0  # training time, with compiling, without evaluation and saving
-    # batch
-    batch_bytes: int = 16384  # bytes (tokens for gpt2) in one optimizer step, over all processes
-    micro_batch: int = (
-        0  # rows of block_size in one pass of one process, fewer on a CPU; 0: all of its share
-    )
-    # optimizer: Muon for the matrices, AdamW for embeddings, tables and Canon layers
+    # --- batch ---
+    batch_bytes: int = 16384  # bytes (gpt2: tokens) in one optimizer step, over all processes
+    micro_batch: int = 0  # rows in one pass of one process, fewer on a CPU; 0: all of its share
+    # --- optimizer: Muon for the matrices, AdamW for embeddings, tables and Canon layers ---
     muon_lr: float = 0.02  # peak learning rate of Muon
     adam_lr: float = 0.005  # peak learning rate of AdamW
     momentum: float = 0.95  # of Muon
@@ -63,35 +59,44 @@ class Config(ModelConfig):
     decay: float = 0.7  # share of the run, at its end, in which it falls linearly to zero
     grad_clip: float = 1.0  # largest gradient norm; 0: no clipping
     dropout: float = 0.0  # largest share dropped; worth it when data repeats
-    dropout_schedule: Literal["constant", "linear", "triangle"] = (
-        "constant"  # linear: from 0 up; triangle: and down
-    )
-    # objective: what training predicts, explained in objectives.py
-    objective: Literal["next_byte", "multi_byte", "masked", "next_patch", "distill"] = (
-        "next_byte"  # each has its knobs
-    )
+    # linear: rises from 0 to dropout; triangle: rises and falls again
+    dropout_schedule: Literal["constant", "linear", "triangle"] = "constant"
+    # --- objective: what training predicts (lib/objectives.py, lib/selfplay.py) ---
+    objective: Literal[
+        "next_byte", "multi_byte", "masked", "next_patch", "distill", "game", "spin"
+    ] = "next_byte"  # each has its knobs
     n_future: int = 3  # multi_byte: how many bytes ahead are predicted, the next one included
     mask_share: float = 0.15  # masked: share of the input bytes that are hidden
     mask_span: int = 3  # masked: how many bytes in a row are hidden together
     patch_weight: float = 0.03  # next_patch: weight of the patch's loss beside the bytes'
-    teacher: str = ""  # distill: the model to learn from: a run's folder, a shared one, or USER/NAME on the Hub
-    teacher_share: float = (
-        0.5  # distill: share of the loss that compares with the teacher; the rest is the data's
-    )
-    # machine
+    teacher: str = ""  # distill: a run's folder, a shared one, or USER/NAME on the Hub
+    teacher_share: float = 0.5  # distill: share of the loss that compares with the teacher
+    # --- self-play: objective=game (against itself), objective=spin (against its own text) ---
+    play_lr: float = 0.002  # game, spin: peak learning rate of self-play (AdamW)
+    game: Literal["tictactoe", "nim"] = "tictactoe"  # game: which
+    games: int = 256  # game: how many are played in one step, over all processes
+    pretrain: float = 0.125  # game: share of the run that reads random games first; 1: all of it
+    openings: float = 0.5  # game: share of the games that begin with 0 to 4 random moves
+    random_games: float = 0.25  # game: share of the games in which one side's moves are all random
+    entropy: float = 0.1  # game: first weight of the entropy bonus; 0.02 collapses
+    entropy_end: float = 0.025  # game: its lowest weight; long games need more
+    prefix_bytes: int = 64  # spin: how much real text the opponent gets; it writes the rest
+    spin_steps: int = 8  # spin: steps against one opponent, the model at the first of them
+    spin_beta: float = 0.1  # spin: how steeply the loss judges a log-ratio; 0: no opponent
+    next_byte_weight: float = 1.0  # spin: weight of the next-byte loss on the real text
+    # --- machine ---
     device: str = "auto"  # auto: cuda, else mps, else cpu
-    dtype: Literal["auto", "float32", "bfloat16"] = (
-        "auto"  # of matrix products; auto: bfloat16 where it is native
-    )
-    compile: Literal["auto", "on", "off"] = (
-        "auto"  # torch.compile where it works; auto: on cuda only
-    )
-    # watching
+    # of matrix products; auto: bfloat16 where it is native
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    compile: Literal["auto", "on", "off"] = "auto"  # torch.compile; auto: on cuda only
+    # --- watching ---
     eval_interval: int = 250  # steps between evaluations; 0: only at the end
-    eval_bytes: int = 200_000  # val bytes (gpt2: tokens) of an evaluation, evenly spread; at the end all are scored
+    eval_bytes: int = (
+        200_000  # val bytes (gpt2: tokens) of an evaluation; at the end all are scored
+    )
     log_interval: int = 10  # steps between log lines
     wandb: str = ""  # project on wandb.ai to log to, beside log.jsonl (pip install wandb)
-    # filled in by the loader: the name and the docstring of the config file
+    # --- filled in by the loader, no knobs: the name and the docstring of the config file ---
     config: str = ""
     intuition: str = ""
 
@@ -102,32 +107,71 @@ class Config(ModelConfig):
             raise ValueError(
                 f"give one of max_steps={self.max_steps} and max_seconds={self.max_seconds}, above 0"
             )
-        shares = (
-            "dropout",
-            "warmup",
-            "decay",
-            "momentum",
-            "beta1",
-            "beta2",
-            "mask_share",
-            "teacher_share",
-        )
-        limits = dict.fromkeys(shares, 1) | {"seed": 2**63 - 1}
-        for key in (f.name for f in dataclasses.fields(Config) if f.type in (int, float)):
-            value, high = getattr(self, key), limits.get(key, math.inf)
-            low = 1 if key in ("batch_bytes", "log_interval", "n_future", "mask_span") else 0
-            if not low <= value <= high or value == math.inf or (key == "dropout" and value == 1):
-                raise ValueError(f"{key}={value} must be between {low} and {high}")
-        if self.batch_bytes < self.block_size:
+        for field in dataclasses.fields(Config):
+            if field.type in (int, float):
+                low, high = LIMITS.get(field.name, (0, math.inf))
+                value = getattr(self, field.name)
+                if not low <= value <= high or value == math.inf:
+                    raise ValueError(f"{field.name}={value} must be between {low} and {high}")
+        if self.dropout == 1:
+            raise ValueError("dropout=1.0 must be below 1")
+        if self.batch_bytes < self.block_size and self.objective != "game":
             raise ValueError(
                 f"batch_bytes={self.batch_bytes} must be at least block_size={self.block_size}"
             )
         if self.warmup + self.decay > 1:
             raise ValueError(f"warmup={self.warmup} + decay={self.decay} must be at most 1")
-        if self.resume and (self.overwrite or (self.init_from and self.resume != "auto")):
+        if self.resume and self.overwrite:
+            raise ValueError("resume continues the run in out_dir, overwrite deletes it: give one")
+        if self.resume == "true" and self.init_from:
+            raise ValueError("resume continues the run in out_dir: it excludes init_from")
+        if self.objective in ("game", "spin"):
+            self.check_selfplay()
+
+    def check_selfplay(self):
+        if self.objective == "spin" and self.prefix_bytes > self.block_size - 6:
             raise ValueError(
-                "resume goes on with the run in out_dir: it excludes overwrite and init_from"
+                f"prefix_bytes={self.prefix_bytes} must be between 1 and {self.block_size - 6}: "
+                f"block_size={self.block_size} must leave 6 bytes to write"
             )
+        must_be = {"dropout": 0, "teacher": "", "tokenizer": "bytes"}
+        for key, value in must_be.items():
+            if getattr(self, key) != value:
+                raise ValueError(
+                    f"{key}={getattr(self, key)!r} does not work with objective={self.objective}: "
+                    f"leave it at {value!r}"
+                )
+        if self.compile == "on":
+            raise ValueError(f"compile='on' does not work with objective={self.objective}")
+
+
+# Lowest and highest values; where nothing is said, 0 and no limit.
+LIMITS = {
+    "seed": (0, 2**63 - 1),
+    "batch_bytes": (1, math.inf),
+    "log_interval": (1, math.inf),
+    "n_future": (1, math.inf),
+    "mask_span": (1, math.inf),
+    "dropout": (0, 1),
+    "warmup": (0, 1),
+    "decay": (0, 1),
+    "momentum": (0, 1),
+    "beta1": (0, 1),
+    "beta2": (0, 1),
+    "mask_share": (0, 1),
+    "teacher_share": (0, 1),
+    "play_lr": (0, 1),
+    "games": (2, 10**6),
+    "pretrain": (0, 1),
+    "openings": (0, 1),
+    "random_games": (0, 1),
+    "entropy": (0, 10),
+    "entropy_end": (0, 10),
+    "prefix_bytes": (1, math.inf),
+    "spin_steps": (1, math.inf),
+    "spin_beta": (0, 100),
+    "next_byte_weight": (0, 100),
+}
 
 
 # names of other projects, nanoGPT above all, and what leads to the same here
@@ -145,6 +189,8 @@ ELSEWHERE = {
     "vocab_size": "a byte model has 256 symbols, --tokenizer=gpt2 those of --gpt2_vocab",
     "start": "--prompt=TEXT is what to go on from, --prompt_file=FILE a file of it",
     "max_new_tokens": "--max_new_bytes is how much to write",
+    "opponent": "--pretrain=1 (objective=game) or --spin_beta=0 (objective=spin) trains without one",
+    "play": "`python sample.py` plays against you, if the model plays a game",
 }
 YES_NO = {"true": True, "1": True, "false": False, "0": False}
 
@@ -295,21 +341,55 @@ def parse(cls, argv, usage, default_file=None, either=()):
 
 
 def describe(cls, values):
-    """The dataclass as text, in groups as in the source: each knob with its value, choices and trailing comment."""
-    lines, group, fields = [], None, {f.name: f for f in dataclasses.fields(cls)}
-    for base in reversed(cls.__mro__[:-1]):
-        for line in inspect.getsource(base).splitlines():
-            if title := re.match(r"    # (.+)", line):
-                group = title[1]
-            elif knob := re.match(r"    (\w+): .+?  # (.+)", line):
-                lines += [group] if group else []
-                field, group = fields[knob[1]], None
-                value = values.get(field.name, field.default)
-                choices = (
-                    f" ({', '.join(typing.get_args(field.type))})"
-                    if typing.get_args(field.type)
-                    else ""
-                )
-                shown = "''" if value == "" else value
-                lines.append(f"  --{field.name}={shown}".ljust(29) + f" {knob[2]}{choices}")
+    """The fields of the dataclass as text: each with its value, its comment and its choices."""
+    lines = []
+    comments = knob_comments(cls)
+    for field in dataclasses.fields(cls):
+        heading, comment = comments[field.name]
+        if field.name in ("config", "intuition"):
+            continue
+        if heading:
+            lines.append(heading)
+        value = values.get(field.name, field.default)
+        shown = "''" if value == "" else value
+        line = f"  --{field.name}={shown}".ljust(28) + f" {comment}"
+        choices = typing.get_args(field.type)
+        if choices:
+            line += f" ({', '.join(choices)})"
+        lines.append(line)
     return "\n".join(lines)
+
+
+def knob_comments(cls):
+    """{field: (the heading above it, its comment)} from the source of a dataclass; "" if there is none.
+
+    A heading is a line like `# --- machine ---`. A comment stands behind its field. Lines of
+    comment between two fields belong to the second one if nothing stands behind it, else they
+    continue the first one's.
+    """
+    found = {}
+    for base in reversed(cls.__mro__[:-1]):
+        source = textwrap.dedent(inspect.getsource(base))
+        comments = {}  # line number: text
+        for token in tokenize.generate_tokens(io.StringIO(source).readline):
+            if token.type == tokenize.COMMENT:
+                comments[token.start[0]] = token.string.removeprefix("#").strip()
+
+        previous = None
+        line = 0
+        for node in ast.parse(source).body[0].body:
+            if not isinstance(node, ast.AnnAssign):
+                continue
+            between = [comments.pop(i) for i in range(line, node.lineno) if i in comments]
+            line = node.end_lineno + 1
+            behind = [comments.pop(i) for i in range(node.lineno, line) if i in comments]
+            headings = [text.strip("- ") for text in between if text.startswith("---")]
+            others = [text for text in between if not text.startswith("---")]
+            if behind and others and previous:
+                heading, comment = found[previous]
+                found[previous] = (heading, " ".join([comment, *others]).strip())
+            elif not behind:
+                behind = others
+            previous = node.target.id
+            found[previous] = ("".join(headings[-1:]), " ".join(behind))
+    return found

@@ -11,6 +11,7 @@ so that it meets what its own play avoids. No data is needed. The same with Nim:
 from config.shakespeare_80k import *
 
 dataset = ""  # it makes its own
+objective = "game"
 game = "tictactoe"
 max_seconds = 600
 # model: its context holds the longest game of Nim

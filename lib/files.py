@@ -1,4 +1,4 @@
-"""Files: atomic writes, locks, checkpoints, finding a trained model; and a few words that every script says."""
+"""Files: atomic writes, locks, checkpoints, finding a trained model; and how a command ends."""
 
 import codecs
 import contextlib
@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -133,29 +134,36 @@ def load_checkpoint(path, device="cpu"):
     raise ValueError(f"{path} cannot be used: {why}")
 
 
-def known_values(config, cls, path):
-    """Of a checkpoint's config (a dict) the knobs of `cls`. ValueError where it needs one that is gone."""
-    if config.get("n_words"):
-        raise ValueError(
-            f"{path} has n_words={config['n_words']}, now gone: `git checkout e465f86` still reads it"
-        )
-    return {f.name: config[f.name] for f in dataclasses.fields(cls) if f.name in config}
+def known_values(config, cls):
+    """Of a checkpoint's config (a dict) the knobs that `cls` has today."""
+    names = [field.name for field in dataclasses.fields(cls)]
+    return {name: config[name] for name in names if name in config}
 
 
 def load_model(path, device="cpu"):
     """The model of a checkpoint, in eval mode, and the checkpoint's dict."""
     checkpoint = load_checkpoint(path, device)
     try:
-        cfg = ModelConfig(**known_values(checkpoint["config"], ModelConfig, path))
+        cfg = ModelConfig(**known_values(checkpoint["config"], ModelConfig))
         model = STLM.with_weights(cfg, checkpoint["model"])
     except (RuntimeError, TypeError, AttributeError, ValueError) as e:
         raise ValueError(
-            f"{path} cannot be used: its weights and its config do not fit ({first_line(e)})"
+            f"{path} cannot be used: its weights and its config do not fit: {first_line(e)} "
+            f"(commit {checkpoint.get('commit', 'unknown')})"
         ) from None
     return model.to(device), checkpoint
 
 
-def load_run(name, first="last", device="cpu"):
+def game_of(checkpoint):
+    """The name of the game that the checkpoint's model plays, or ""."""
+    config = checkpoint["config"]
+    # before commit 1254c3f, games were the only ones with this knob
+    if config.get("objective") == "game" or "opponent" in config:
+        return config.get("game", "")
+    return checkpoint.get("game", "")
+
+
+def load_run(name, first="best", device="cpu"):
     """-> (model, checkpoint, path) of a run's folder: its `first`.pt, or its other one, and where `first` is broken
     that is said. Or of a shared folder, here or under USER/NAME on the Hub, where config.json tells of the run."""
     there = [
@@ -224,3 +232,28 @@ def duration(seconds):
     if seconds >= 86400:
         return f"{seconds / 86400:.1f} days"
     return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02}:{int(seconds) % 60:02}"
+
+
+def run_command(main, out_of_memory="it needs less to do at once"):
+    """Run a command's main and exit. A user's mistake is one line on stderr, a fault of ours a traceback."""
+    name = Path(sys.argv[0]).name
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt as e:
+        print(f"{name}: interrupted{e}", file=sys.stderr)
+        sys.exit(130)
+    except EOFError:
+        sys.exit(f"{name}: stopped, because standard input has ended")
+    except BrokenPipeError:  # the reader has gone, as in `python sample.py | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except (ValueError, OSError, MemoryError, RuntimeError) as e:
+        message = str(e)
+        if isinstance(e, (MemoryError, torch.OutOfMemoryError)) or "can't allocate" in message:
+            message = f"out of memory: {out_of_memory}"
+        elif isinstance(e, RuntimeError):
+            raise
+        # Where all processes fail alike, rank 0 speaks first and torchrun stops those that wait.
+        if os.environ.get("RANK", "0") != "0":
+            time.sleep(3)
+        sys.exit(f"{name}: {message}")

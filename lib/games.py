@@ -241,29 +241,42 @@ def scores(game, model, best, seed, n=1000):
 
 def play_person(game, model):
     """A person against the greedy model, on the terminal."""
-    begins, text, state, over = (
-        input("Do you begin? [y/n] ").lower().startswith("y"),
-        [EOT],
-        game.start(1),
-        False,
-    )
-    while not over:
-        yours = (len(text) % (2 * game.width) == 1) == begins
+    begins = input("Do you begin? [y/n] ").lower().startswith("y")
+    text = [EOT]
+    state = game.start(1)
+    is_over = False
+    ply = 0
+    while not is_over:
+        is_yours = (ply % 2 == 0) == begins
         text += game.mark(state)[0].tolist()
-        if yours:
+        if is_yours:
             print(game.show(state[0]))
-            legal = [chr(byte) for byte in game.moves[game.legal(state)[0]].tolist()]
-            while (answer := input(f"your move ({' '.join(legal)}): ").strip()) not in legal:
-                print(f"{answer!r} is no legal move")
-            byte = torch.tensor([ord(answer)])
+            byte = ask_for_move(game, state)
         else:
-            byte = model.head(
-                model.read(torch.tensor([text]), model.start(1), last=True)[0][:, 0]
-            ).argmax(dim=1)
+            idx = torch.tensor([text], device=game.device)
+            x, _ = model.read(idx, model.start(1), last=True)
+            byte = model.head(x[:, 0]).argmax(dim=1)
             print(f"the model plays {chr(byte)}")
         text += [byte.item(), SPACE]
-        state, value, over = game.move(state, byte)
-    end = "a draw" if value == 0 else "you win" if (value > 0) == yours else "the model wins"
-    print(
-        f"{end}{', for that was illegal' * (value.item() < 0)}: {bytes(text[1:]).decode(errors='replace')}"
-    )
+        state, value, is_over = game.move(state, byte)
+        ply += 1
+
+    if value == 0:
+        end = "a draw"
+    elif (value > 0) == is_yours:
+        end = "you win"
+    else:
+        end = "the model wins"
+    if value < 0:
+        end += ", because that move was illegal"
+    print(f"{end}: {bytes(text[1:]).decode(errors='replace')}")
+
+
+def ask_for_move(game, state):
+    """The byte of a legal move, (1,)."""
+    legal = [chr(byte) for byte in game.moves[game.legal(state)[0]].tolist()]
+    while True:
+        answer = input(f"your move ({' '.join(legal)}): ").strip()
+        if answer in legal:
+            return torch.tensor([ord(answer)], device=game.device)
+        print(f"{answer!r} is no legal move")

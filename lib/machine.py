@@ -66,18 +66,32 @@ class Machine:
         fits = max(n for n in range(1, rows + 1) if rows % n == 0 and n <= most)
         return fits if 4 * fits > min(most, rows) else rows
 
+    def mfu(self, flops_per_second):
+        """Share of the peak of all devices that these FLOP/s are, or None if the peak is unknown."""
+        peak = self.peak_flops()
+        if peak is None:
+            return None
+        return flops_per_second / peak / self.world
+
     def peak_flops(self):
         """Dense FLOP/s by the device's data sheet in bfloat16, or None."""
-        peaks = {
-            "H200": 989e12,
-            "H100": 989e12,
-            "A100": 312e12,
-            "L40S": 362e12,
-            "4090": 165e12,
-            "3090": 71e12,
-        }
-        peak = next((peak for name, peak in peaks.items() if name in self.name), None)
-        return peak if self.dtype == torch.bfloat16 else None
+        if self.dtype != torch.bfloat16:
+            return None
+        for name, peak in PEAKS.items():
+            if name in self.name:
+                return peak
+        return None
+
+
+# Dense bfloat16 FLOP/s, as data sheets have them.
+PEAKS = {
+    "H200": 989e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "4090": 165e12,
+    "3090": 71e12,
+}
 
 
 def pick_device(name="auto", local_rank=0):
@@ -126,36 +140,46 @@ def keep_freed_memory():
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the heap is not trimmed
 
 
+PARTS = {
+    "embeddings": ("embed.", "match"),
+    "n-gram tables": ("grams.", "from_grams."),
+    "local encoder": ("encoder.", "pool."),
+    "trunk": ("blocks.",),
+    "local decoder": ("unpool.", "gate.", "decoder."),
+}
+
+
 def parameter_table(model):
     """Parameters by part; every tensor is counted once. {'embeddings': n, ..., 'total': n}"""
-    parts = {"embeddings": ["embed.", "match"], "n-gram tables": ["grams.", "from_grams."]}
-    parts |= {
-        "local encoder": ["encoder.", "pool."],
-        "trunk": ["attention.", "feed_forward.", "canon."],
-    }
-    parts |= {"local decoder": ["unpool.", "gate.", "decoder."]}
-    counts = {
-        part: sum(
-            p.numel() for name, p in model.named_parameters() if name.startswith(tuple(prefixes))
-        )
-        for part, prefixes in parts.items()
-    }
-    counts["total"] = sum(p.numel() for p in model.parameters())
-    assert sum(counts.values()) == 2 * counts["total"], "a parameter belongs to no part"
-    return counts
+    table = dict.fromkeys(PARTS, 0)
+    for name, p in model.named_parameters():
+        part = next((part for part, names in PARTS.items() if name.startswith(names)), "other")
+        table[part] = table.get(part, 0) + p.numel()
+    table["total"] = sum(table.values())
+    return table
 
 
 def flops_per_symbol(model):
-    """FLOPs of training on one byte (gpt2: token): 6 per weight where it is used, and the attention's products."""
-    cfg, n = model.cfg, parameter_table(model)
-    rate = cfg.n_patches / cfg.block_size if model.pooled else 1  # trunk positions per byte
-    uses = cfg.n_layer if cfg.share_ffn else 1
-    trunk = sum(p.numel() for p in (*model.attention.parameters(), *model.canon.parameters()))
-    trunk += uses * sum(p.numel() for p in model.feed_forward.parameters())
-    trunk += (
-        cfg.n_layer * cfg.n_embd * cfg.n_patches
-    )  # scores and sums, halved by causality: 12 C P / 2 = 6 C P
-    per_patch = model.pool.weight.numel() + model.unpool.weight.numel() if model.pooled else 0
-    local = n["embeddings"] + n["local encoder"] + n["local decoder"] - per_patch
-    local += model.from_grams.weight.numel() if cfg.n_grams else 0
-    return 6 * (local + rate * (per_patch + cfg.n_loop * trunk))
+    """FLOPs of training on one byte (gpt2: token).
+
+    6 for each weight where it is used (2 forward, 4 backward), and the products of the attention.
+    """
+    cfg = model.cfg
+    table = parameter_table(model)
+
+    # the trunk, per patch; a feed-forward that blocks share counts in each of them
+    weights = sum(p.numel() for block in model.blocks for p in block.parameters())
+    # scores and sums cost 12 C P in training, halved by causality: 6 C P
+    attention = cfg.n_layer * cfg.n_embd * cfg.n_patches
+    per_patch = cfg.n_loop * (weights + attention)
+
+    # the rest, per byte
+    per_byte = table["embeddings"] + table["local encoder"] + table["local decoder"]
+    if cfg.n_grams > 0:
+        per_byte += model.from_grams.weight.numel()
+
+    if not model.pooled:
+        return 6 * (per_byte + per_patch)
+    to_and_from = model.pool.weight.numel() + model.unpool.weight.numel()
+    patches_per_byte = cfg.n_patches / cfg.block_size
+    return 6 * (per_byte - to_and_from + patches_per_byte * (per_patch + to_and_from))

@@ -1,14 +1,18 @@
-"""What a model is trained for: the next byte, and four other answers to that question.
+"""Objectives: what a model is trained for. The next byte, and other answers to that question.
 
-    python train.py config/demo.py --objective=masked          # next_byte, multi_byte, masked, next_patch, distill
+    python train.py config/demo.py --objective=masked     # or multi_byte, next_patch, distill
 
-An objective is a module around the model: `forward(idx, targets, progress)` takes bytes (B, T), those that follow them,
-and the share of the run that is done (a tensor, so that a schedule does not compile anew), and returns a loss in nats.
-Evaluation, sampling and best.pt see the model alone. next_byte is the model itself; so is any other objective whose
-knob switches it off (n_future=1, mask_share=0, ...).
+An objective is a module around the model. `forward(*batch, progress)` takes the tensors of a batch
+and the share of the run that is done (a tensor, so that a schedule does not compile anew), and
+returns a loss in nats. Of text, a batch is bytes idx (B, T) and the bytes that follow them, targets
+(B, T); lib/selfplay.py has the objectives game and spin, with batches of their own.
 
-With `watches` it returns (1 + n,), the loss and n figures to log, of these names. From "next_byte" the log makes its
-bpb, so that runs can be compared whatever their losses add. (Not those of masked: theirs is of text with gaps.)
+Evaluation, sampling and best.pt see the model alone. next_byte is the model itself; so is any other
+objective whose knob switches it off (n_future=1, mask_share=0, ...).
+
+An objective with `watches` returns (1 + n,): the loss, and n figures for the log, of these names.
+From "next_byte" the log makes its bpb, so that runs can be compared whatever their losses add. (Not
+those of masked: theirs is of text with gaps.)
 """
 
 from pathlib import Path
@@ -18,34 +22,52 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from lib import files
+from lib.selfplay import PlayGame, Spin
 from model import norm
 
 MASK = 0xFD  # in place of a hidden byte; like EOT and PAD it never occurs in UTF-8
 ANNEALED = 0.5  # share of the run after which multi_byte is next_byte
 
 
-def make_objective(model, cfg, weights=None):
-    """The module to train for `cfg`, where the model is. `weights` are its own, out of a checkpoint."""
+def make_objective(model, cfg):
+    """The module to train for `cfg`, where the model is."""
+    if cfg.teacher and cfg.objective != "distill":
+        raise ValueError(f"teacher={cfg.teacher} only works with --objective=distill")
     objective = model
     if cfg.objective == "multi_byte" and cfg.n_future > 1:
         objective = MultiByte(model, cfg)
-    elif cfg.objective == "masked" and cfg.mask_share:
+    elif cfg.objective == "masked" and cfg.mask_share > 0:
         objective = Masked(model, cfg)
-    elif cfg.objective == "next_patch" and cfg.patch_weight:
+    elif cfg.objective == "next_patch" and cfg.patch_weight > 0:
         objective = NextPatch(model, cfg)
-        objective.head.load_state_dict(weights or objective.head.state_dict())
-    elif cfg.objective == "distill" and cfg.teacher_share:
+    elif cfg.objective == "distill" and cfg.teacher_share > 0:
         objective = Distill(model, cfg)
-    if cfg.teacher and cfg.objective != "distill":
-        raise ValueError(
-            f"teacher={cfg.teacher} has nobody to teach: --objective=distill learns from it"
-        )
+    elif cfg.objective == "game":
+        objective = PlayGame(model, cfg)
+    elif cfg.objective == "spin":
+        objective = Spin(model, cfg)
     return objective.to(model.embed.weight.device)
 
 
 def own_weights(objective):
-    """What last.pt holds beside the model: the weights of the objective's head, where it has one."""
-    return {"objective": objective.head.state_dict()} if isinstance(objective, NextPatch) else {}
+    """The weights that an objective has beside the model's: last.pt holds them, best.pt does not."""
+    if not hasattr(objective, "model"):  # it is the model
+        return {}
+    return {k: w for k, w in objective.state_dict().items() if not k.startswith("model.")}
+
+
+def load_own_weights(objective, weights):
+    """The inverse, for resuming. ValueError if they are another objective's."""
+    # up to commit 1254c3f only next_patch had any, and its head was stored alone
+    if set(weights) == {"weight"}:
+        weights = {"head.weight": weights["weight"]}
+    expected = own_weights(objective)
+    if weights.keys() != expected.keys():
+        raise ValueError(
+            f"last.pt has the objective's weights {sorted(weights)}, this code expects "
+            f"{sorted(expected)}: it was saved by other code"
+        )
+    objective.load_state_dict(weights, strict=False)
 
 
 class MultiByte(nn.Module):

@@ -31,7 +31,8 @@ from config import Config, parse  # noqa: E402
 from lib.files import load_checkpoint, read_log  # noqa: E402
 
 SHORT = "--short" in sys.argv
-SIZES = "--block_size=64 --max_patches=32 --n_layer=2 --n_head=2 --n_embd=32 --n_local_embd=16 --n_grams=1 --gram_rows=64"
+SIZES = "--block_size=64 --max_patches=32 --n_layer=2 --n_head=2 --n_embd=32 --n_local_embd=16"
+SIZES += " --n_grams=1 --gram_rows=64"
 SIZES += " --batch_bytes=512 --dropout=0.1 --device=cpu --dtype=float32 --dataset=words --eval_bytes=2000"
 RUN = f"{SIZES} --max_steps=300 --eval_interval=20 --max_seconds=0 --log_interval=1".split()
 ENV = os.environ | {"OMP_NUM_THREADS": "1"}

@@ -6,6 +6,7 @@ import os
 import random
 import sys
 from pathlib import Path
+from typing import get_args
 
 import datasets
 import numpy as np
@@ -15,12 +16,13 @@ from conftest import run
 
 import bench
 import train
-from bench import BenchConfig, benchmark, grade, hub_items, local_items, pairs, score
+from bench import BenchConfig, benchmark, grade, pairs, score
 from config import Config
+from lib.benchmarks import BENCHMARKS, local_items
 from lib.data import Data, bits_per_byte, encode
 from model import STLM, ModelConfig
 
-POOLINGS = ["none", "fixed", "space"]
+POOLINGS = get_args(ModelConfig.__annotations__["pooling"])
 
 
 def tiny(pooling="space", **knobs):
@@ -320,7 +322,8 @@ def test_items_from_the_hub_are_worded_as_in_the_harness(monkeypatch):
     rows["Rowan/hellaswag"] = swag | {"label": "1"}
     monkeypatch.setattr(datasets, "load_dataset", lambda path, config, split: [rows[path]])
     monkeypatch.setattr(datasets, "get_dataset_config_names", lambda path: ["wh_island"])
-    found = {task: next(hub_items(task)) for task in bench.HUB_TASKS}
+    names = ("blimp", "arc_easy", "mmlu", "hellaswag", "winogrande")
+    found = {name: next(BENCHMARKS[name][1]()) for name in names}
     assert found["blimp"] == {
         "context": "",
         "choices": ["He goes.", "He go."],
@@ -380,9 +383,9 @@ def test_eval_writes_what_it_prints_and_keeps_other_figures(at_home, capsys):
         (["eval", "--text=empty"], "is empty"),
         (["eval", "--out_dir=out/none"], "no run in"),
         (["eval", "--tasks=broken", "--data=items"], r"broken.jsonl, line 1"),
-        (["eval", "out/run"], "what is 'out/run'"),
+        (["eval", "out/run"], "unexpected argument 'out/run'"),
         (["speed", "config/demmo.py"], "no config file"),
-        (["fast"], "speed or eval"),
+        (["fast"], "unknown command 'fast': use speed or eval"),
         ([], "speed or eval"),
         (["speed", "--rounds=0"], "rounds=0 must be at least 1"),
         (["eval", "--limmit=3"], "did you mean 'limit'"),
@@ -406,7 +409,7 @@ def test_without_the_hub_what_can_be_scored_is_scored(at_home, capsys, monkeypat
     monkeypatch.setattr(datasets, "get_dataset_config_names", unreachable)
     done = call(capsys, "eval")
     assert (
-        "val:" in done.out
+        "val, best.pt of step" in done.out
         and "blimp: left out: not from the Hub (no network); --data=DIR" in done.err
     )
     with pytest.raises(ValueError, match="blimp: not from the Hub"):

@@ -1,10 +1,12 @@
 """Config files and command lines: what is wrong is named, with the file and the nearest valid name."""
 
 import re
+from dataclasses import dataclass
+from typing import Literal
 
 import pytest
 
-from config import describe, parse
+from config import describe, knob_comments, parse
 from sample import SampleConfig
 from train import Config
 
@@ -110,9 +112,41 @@ def test_help_lists_every_knob_and_fits_two_screens(capsys):
     with pytest.raises(SystemExit) as e:
         read("--help")
     text = capsys.readouterr().out
-    assert e.value.code == 0 and len(text.splitlines()) < 100
+    assert e.value.code == 0 and len(text.splitlines()) < 120
     knobs = set(re.findall(r"--(\w+)=", describe(Config, {})))
     assert knobs == set(Config.__dataclass_fields__) - {"config", "intuition"}
+
+
+def test_help_is_made_from_the_fields_wherever_their_comments_stand():
+    @dataclass
+    class Knobs:
+        # --- sizes ---
+        a: int = 1  # of the first kind,
+        # which runs over two lines
+        b: str = "#"  # with a sign in it: "#"
+        # --- machine ---
+        # stands above its field
+        c: Literal["x", "y"] = "x"
+        d: float = 0.5
+        # continues nothing
+        e: bool = False  # on a line of its own
+
+    assert knob_comments(Knobs) == {
+        "a": ("sizes", "of the first kind, which runs over two lines"),
+        "b": ("", 'with a sign in it: "#"'),
+        "c": ("machine", "stands above its field"),
+        "d": ("", "continues nothing"),
+        "e": ("", "on a line of its own"),
+    }
+    assert describe(Knobs, {"a": 7}).splitlines() == [
+        "sizes",
+        "  --a=7                      of the first kind, which runs over two lines",
+        '  --b=#                      with a sign in it: "#"',
+        "machine",
+        "  --c=x                      stands above its field (x, y)",
+        "  --d=0.5                    continues nothing",
+        "  --e=False                  on a line of its own",
+    ]
 
 
 def test_help_shows_what_the_command_would_run(capsys):

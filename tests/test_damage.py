@@ -22,7 +22,6 @@ import bench
 import sample
 import train
 from config import Config
-from lib import run
 from lib.data import Data
 from lib.files import load_checkpoint, load_model, load_run, lock, read_log
 from lib.machine import Machine
@@ -96,7 +95,6 @@ def test_foreign_and_broken_checkpoints_are_one_line(run_folder):
         "shape": saved(model=shape),
         "config": saved(config=good["config"] | {"n_head": 7}),
         "type": saved(config=good["config"] | {"n_layer": "two"}),
-        "words": saved(config=good["config"] | {"n_words": 2}),
         "other": saved(model=[1, 2]) and saved(model={}, config=3),
         "list": torch.save([1, 2], path) or path.read_bytes(),
     }
@@ -325,7 +323,7 @@ def test_two_runs_into_one_folder_and_what_would_be_thrown_away(small, tmp_path,
     ):
         train.main([*small, "--max_steps=1", f"--out_dir={out}"])
     assert not out.exists()
-    with pytest.raises(ValueError, match="would be thrown away"):
+    with pytest.raises(ValueError, match="would be deleted"):
         train.main(
             [
                 *small,
@@ -341,7 +339,7 @@ def test_two_runs_into_one_folder_and_what_would_be_thrown_away(small, tmp_path,
         (out / name).write_text("ten years of work")
         with pytest.raises(ValueError, match=f"{name}"):
             train.main([*small, "--max_steps=1", f"--out_dir={out}"])
-        with pytest.raises(ValueError, match="of no run"):
+        with pytest.raises(ValueError, match=r"but no run.json; not deleting it"):
             train.main([*small, "--max_steps=1", f"--out_dir={out}", "--overwrite"])
         assert (out / name).read_text() == "ten years of work"
         (out / name).unlink()
@@ -396,21 +394,21 @@ def test_passes_and_rates_may_change_on_resume_and_the_advice_is_taken(
         def __init__(self):
             self.world, self.rank, self.device = 3, 0, torch.device("cpu")
 
-    cfg = Config(dataset="words", max_steps=1, batch_bytes=256, block_size=32, resume="true")
+    cfg = load_checkpoint(tmp_path / "run" / "last.pt")["config"]
     with pytest.raises(ValueError, match=r"3 processes.*try 2 processes$"):
-        train.Batches(cfg, type("D", (), {"symbols": np.zeros(999)})(), Three())
+        train.TextSource(Config(**cfg | {"resume": "true"}), Three())
 
 
 def test_an_evaluation_that_was_due_is_made_on_resume(small, tmp_path, monkeypatch):
     args = [*small, "--max_steps=8", "--eval_interval=4"]
     train.main([*args, f"--out_dir={tmp_path / 'whole'}"])
-    scored = run.bits_per_byte
+    scored = train.bits_per_byte
     monkeypatch.setattr(
-        run, "bits_per_byte", lambda *_, **__: 1 / 0
+        train, "bits_per_byte", lambda *_, **__: 1 / 0
     )  # dies between checkpoint and evaluation
     with pytest.raises(ZeroDivisionError):
         train.main([*args, f"--out_dir={tmp_path / 'parts'}"])
-    monkeypatch.setattr(run, "bits_per_byte", scored)
+    monkeypatch.setattr(train, "bits_per_byte", scored)
     train.main(["--resume", f"--out_dir={tmp_path / 'parts'}"])
     evals = [
         [e["bpb"] for e in read_log(tmp_path / name / "log.jsonl") if e["event"] == "eval"]
@@ -447,15 +445,15 @@ def test_a_process_that_was_stopped_does_not_pay_for_it(tmp_path, data_dir, smal
 
 
 def test_a_log_that_cannot_be_written_does_not_cost_the_steps(small, tmp_path, monkeypatch):
-    original, calls = train.Run.record, []
+    original, calls = train.Log.record, []
 
-    def full(self, event, **values):
+    def full(self, event, *args, **values):
         calls.append(event)
         if calls.count("train") == 5:
             raise OSError(28, "No space left on device")
-        original(self, event, **values)
+        original(self, event, *args, **values)
 
-    monkeypatch.setattr(train.Run, "record", full)
+    monkeypatch.setattr(train.Log, "record", full)
     with pytest.raises(OSError, match="No space left"):
         train.main([*small, "--max_steps=9", f"--out_dir={tmp_path / 'run'}"])
     assert load_checkpoint(tmp_path / "run" / "last.pt")["step"] == 5
@@ -485,8 +483,9 @@ def test_more_context_brings_more_patches_and_too_few_are_named(data_dir, tmp_pa
 
 
 def test_frozen_weights_stay_and_the_others_move(data_dir, tmp_path):
-    from lib.optim import make_optimizers, train_step
+    from lib.optim import make_optimizers
     from model import STLM
+    from train import train_step
 
     cfg = Config(
         block_size=32, n_layer=1, n_head=1, n_embd=16, n_local_embd=8, max_steps=1, weight_decay=0.5
@@ -503,10 +502,11 @@ def test_frozen_weights_stay_and_the_others_move(data_dir, tmp_path):
     before = {k: v.clone() for k, v in model.state_dict().items()}
     optimizers = make_optimizers(model, cfg, torch.float32)
     for _ in range(2):
+        rows = torch.randint(0, 255, (2, 33))
         train_step(
             model,
             optimizers,
-            torch.randint(0, 255, (2, 33)),
+            (rows[:, :-1], rows[:, 1:]),
             2,
             torch.autocast("cpu", enabled=False),
             1.0,
@@ -589,8 +589,8 @@ def test_the_way_on_after_a_loss_that_is_not_finite(small, tmp_path, monkeypatch
 
 def test_out_of_memory_is_one_line(tmp_path, data_dir, small):
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); sys.argv = ['train.py', *{small!r}, '--max_steps=1', "
-    code += f"'--out_dir={tmp_path / 'run'}']; from lib import optim; import runpy, torch; "
-    code += "optim.train_step = lambda *a: torch.empty(1 << 50); "  # a petabyte
+    code += f"'--out_dir={tmp_path / 'run'}']; from lib.data import Data; import runpy, torch; "
+    code += "Data.batch = lambda *a: torch.empty(1 << 50); "  # a petabyte
     code += f"runpy.run_path({str(ROOT / 'train.py')!r}, run_name='__main__')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.startswith(

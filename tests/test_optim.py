@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from lib.optim import Muon, dropout_at, lr_scale, orthogonal
+from lib.optim import Muon, active_optimizers, orthogonal
+from train import dropout_at, lr_scale
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (2, 6, 20), (1, 20, 6)])
@@ -44,13 +45,26 @@ def test_dropout_schedules(schedule, expected):
 
 def test_learning_rate_rises_holds_and_falls_to_zero():
     cfg = SimpleNamespace(warmup=0.1, decay=0.5)
-    scales = [lr_scale(p, cfg) for p in np.linspace(0, 1, 101)]
+    scales = [lr_scale(p, (0, 1), cfg) for p in np.linspace(0, 1, 101)]
     assert 0 < scales[0] < 0.05 and scales[15] == scales[45] == 1 and scales[100] == 0
     assert all(a > b for a, b in itertools.pairwise(scales[50:]))
     late = [
-        lr_scale(p, cfg, start=0.3) for p in np.linspace(0.3, 1, 71)
+        lr_scale(p, (0, 1), cfg, start=0.3) for p in np.linspace(0.3, 1, 71)
     ]  # 30% of the time went into compiling
-    assert all(0 <= lr_scale(p, cfg, start) <= 1 for p in (0, 0.2, 1) for start in (0, 0.5, 3)), (
-        "never negative"
-    )
+    assert all(
+        0 <= lr_scale(p, (0, 1), cfg, start) <= 1 for p in (0, 0.2, 1) for start in (0, 0.5, 3)
+    ), "never negative"
     assert 0 < late[0] < 0.05 and late[5] < 0.6 and late[15] == 1 and late[70] == 0
+
+
+def test_each_optimizer_steps_and_is_scheduled_in_its_phase():
+    cfg = SimpleNamespace(warmup=0.1, decay=0.5)
+    reader = SimpleNamespace(phase=(0.0, 0.25))
+    player = SimpleNamespace(phase=(0.25, 1.0))
+    active = [active_optimizers([reader, player], p) for p in (0, 0.24, 0.25, 0.9, 1.0)]
+    assert active == [[reader], [reader], [player], [player], [player]]
+    never = SimpleNamespace(phase=(0.0, 0.0))
+    assert active_optimizers([never], 0.0) == []
+    for p in np.linspace(0, 1, 21):
+        whole = lr_scale(p, (0, 1), cfg)
+        assert lr_scale(0.25 + 0.75 * p, player.phase, cfg) == pytest.approx(whole)

@@ -491,9 +491,10 @@ def test_packed_text_is_unpacked_or_named_for_what_it_is(tmp_path):
 def test_the_same_name_for_other_text_is_an_error(tmp_path, capsys):
     for name in ("a", "b"):
         (tmp_path / f"{name}.txt").write_text(f"text {name} " * 100)
-    ask = lambda *args: prepare.main(
-        [*map(str, args), "--name=x", f"--data_dir={tmp_path / 'data'}"]
-    )  # noqa: E731
+
+    def ask(*args):
+        prepare.main([*map(str, args), "--name=x", f"--data_dir={tmp_path / 'data'}"])
+
     ask(tmp_path / "a.txt")
     ask(tmp_path / "a.txt")
     assert "kept; --overwrite" in capsys.readouterr().out

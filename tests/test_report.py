@@ -141,7 +141,7 @@ def test_folders_that_cannot_be_read_are_named_and_left_out(home, capsys):
         "seedless": ("seed", []),
         "endless": ("max_steps", 0),
         "sizeless": ("batch_bytes", "x"),
-        "game": ("game", "nim"),
+        "game": ("objective", "game"),
     }
     for name, (key, value) in spoilt.items():
         path = write_run(home / "out" / name, seed=4) / "run.json"

@@ -1,5 +1,6 @@
 """Games: their rules by brute force, the exact measure, what is learnt from; whole runs."""
 
+import contextlib
 import copy
 import functools
 import json
@@ -12,22 +13,22 @@ import torch
 import torch.nn as nn
 from conftest import run
 
-import selfplay
+import sample
 import train
-from config import build, load_file
+from config import Config, build, load_file
 from lib.files import load_checkpoint
 from lib.games import GAMES, best_moves, draw, every_line, play, scores, uniform
-from model import PAD, STLM
-from selfplay import (
-    SelfPlayConfig,
+from lib.selfplay import (
+    GameSource,
+    PlayGame,
+    advantages,
     lineup,
     log_p,
-    next_byte_loss,
-    reinforce_loss,
     spin_loss,
     variety,
     write_on,
 )
+from model import PAD, STLM
 from tools.share import about_run
 
 SMALL = [
@@ -48,7 +49,7 @@ def game(request):
 
 
 def config(**knobs):
-    return build(SelfPlayConfig, load_file(SelfPlayConfig, "config/selfplay_game.py")[0] | knobs)
+    return build(Config, load_file(Config, "config/selfplay_game.py")[0] | knobs)
 
 
 class Inclined(STLM):
@@ -167,23 +168,38 @@ def test_an_illegal_move_loses(game):
         )
 
 
+ALONE = SimpleNamespace(
+    rank=0,
+    world=1,
+    device=torch.device("cpu"),
+    autocast=torch.autocast("cpu", enabled=False),
+    sum=lambda numbers: numbers,
+)
+PROGRESS = torch.tensor(0.5)
+
+
+def source_of(game, model, **knobs):
+    return GameSource(
+        config(game=next(k for k in GAMES if type(game) is GAMES[k]), **knobs), model, ALONE
+    )
+
+
 def test_only_moves_that_the_model_chose_are_trained_on(game, model):
     """Of the logits before each byte, those of openings and after the end have no gradient; an illegal move's have."""
-    players, group = lineup(game, config(games=64, random_games=0), 5)
-    games = play(game, model, *players)
+    source = source_of(game, model, games=64, random_games=0)
+    batch = source.games_to_learn_from(5)
+    games = source.games
     assert games.illegal.any() and (~games.chosen[:, 0]).any()
     ended = games.text[:, game.asked] == PAD  # no mark was typed any more
-    assert (
-        not (games.chosen & ended).any()
-        and (games.chosen | ended)[:, 4:].all()
-        and games.chosen[:, 4].any()
-    )
+    assert not (games.chosen & ended).any() and (games.chosen | ended)[:, 4:].all()
+    assert games.chosen[:, 4].any()
     seen = []
     spy = SimpleNamespace(
         hidden=model.hidden,
         head=lambda x: seen.append(model.head(x).detach().requires_grad_()) or seen[0],
+        embed=model.embed,
     )
-    reinforce_loss(game, spy, games, group, 0.1).backward()
+    PlayGame(spy, source.cfg)(*batch, progress=PROGRESS).backward()
     trained = seen[0].grad.abs().sum(dim=2) > 0
     assert torch.equal(trained, games.chosen)
     last = games.chosen.float().cumsum(dim=1).argmax(dim=1)
@@ -193,38 +209,60 @@ def test_only_moves_that_the_model_chose_are_trained_on(game, model):
 def test_random_games_have_one_random_side_and_a_mean_of_their_own(game, model):
     """A quarter of the games have a random first or second player, equally often; a move is compared with games of its
     kind, so that where all games of a kind end alike there is nothing to learn from them."""
-    (by_model, _, _), group = lineup(game, config(games=4000, openings=0, random_games=0.25), 2)
-    assert (group.bincount(minlength=3) / 4000).tolist() == pytest.approx(
-        [0.125, 0.125, 0.75], abs=0.02
-    )
-    for side in (0, 1, 2):
-        moves = by_model[group == side]
-        assert all(
-            moves[:, ply].all() if ply % 2 != side else not moves[:, ply].any()
-            for ply in range(game.n_plies)
-        )
-    assert not (lineup(game, config(random_games=0), 2)[1] < 2).any()
-    assert not (lineup(game, config(random_games=1), 2)[1] == 2).any()
-    players, group = lineup(game, config(games=64, openings=0), 3)
-    games = play(game, model, *players)
-    games.result = torch.where(group == 0, -1, 1)
-    assert reinforce_loss(game, model, games, group, 0.0).item() == pytest.approx(0, abs=1e-6)
-    assert abs(reinforce_loss(game, model, games, torch.full_like(group, 2), 0.0).item()) > 1e-3
+    u = uniform(2, 4000, 2, "cpu")
+    by_model, side = lineup(game, config(openings=0, random_games=0.25), u)
+    shares = (side.bincount(minlength=3) / 4000).tolist()
+    assert shares == pytest.approx([0.125, 0.125, 0.75], abs=0.02)
+    for which in (0, 1, 2):
+        moves = by_model[side == which]
+        for ply in range(game.n_plies):
+            assert moves[:, ply].all() if ply % 2 != which else not moves[:, ply].any()
+    assert not (lineup(game, config(random_games=0), u)[1] < 2).any()
+    assert not (lineup(game, config(random_games=1), u)[1] == 2).any()
+
+    u = uniform(3, 64, 2 + game.n_plies, "cpu")
+    by_model, side = lineup(game, config(openings=0), u[:, :2])
+    games = play(game, model, by_model, game.legal, u[:, 2:])
+    games.result = torch.where(side == 0, -1, 1)
+    chosen = games.chosen
+    assert advantages(game, games, side, lambda x: x)[chosen].abs().max() < 1e-6
+    alike = torch.full_like(side, 2)
+    assert advantages(game, games, alike, lambda x: x)[chosen].abs().max() > 1e-3
 
 
 def test_rewards_sum_to_zero(game, model):
     """What one side wins the other loses: swapping the sides of a game's result only changes the sign of its terms."""
-    players, group = lineup(game, config(games=64), 1)
-    games = play(game, model, *players)
+    u = uniform(1, 64, 2 + game.n_plies, "cpu")
+    by_model, side = lineup(game, config(), u[:, :2])
+    games = play(game, model, by_model, game.legal, u[:, 2:])
     moved_last = (games.text[:, game.asked] != PAD).sum(dim=1) - 1
-    assert (games.result[games.illegal] == 2 * (moved_last[games.illegal] % 2) - 1).all(), (
-        "the other one wins"
-    )
-    parts = []
-    for sign in (1, -1):
-        games.result *= sign
-        parts.append(reinforce_loss(game, model, games, group, 0.0).item())
-    assert parts[0] == pytest.approx(-parts[1], abs=1e-6) and parts[0] != 0
+    lost_by_it = games.result[games.illegal] == 2 * (moved_last[games.illegal] % 2) - 1
+    assert lost_by_it.all(), "the other one wins"
+    one = advantages(game, games, side, lambda x: x)
+    games.result *= -1
+    torch.testing.assert_close(advantages(game, games, side, lambda x: x), -one)
+    assert one[games.chosen].any()
+
+
+@pytest.mark.parametrize("progress", [0.0, 0.5])
+def test_a_step_of_games_is_the_same_in_one_pass_or_several(game, model, progress):
+    """Games differ in length, and a last micro-batch may be smaller: each move counts the same all the same."""
+    source = source_of(game, model, games=50, batch_bytes=37 * game.n_plies * game.width)
+    batch = source.at(3, progress)
+    objective = PlayGame(model, source.cfg)
+    off = torch.autocast("cpu", enabled=False)
+    found = []
+    for micro_batch in (100, 8):
+        gradients = []
+        model.zero_grad()
+        spy = SimpleNamespace(
+            step=lambda g=gradients: g.extend(p.grad.clone() for p in model.parameters())
+        )
+        loss, _ = train.train_step(objective, [spy], batch, micro_batch, off, 0.0, progress)
+        found.append((loss.item(), gradients))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-4, abs=1e-6)
+    for one, several in zip(found[0][1], found[1][1], strict=True):
+        torch.testing.assert_close(one, several, rtol=1e-3, atol=1e-6)
 
 
 def test_a_perfect_player_loses_no_line_and_the_measure_agrees_with_playing(game):
@@ -264,24 +302,27 @@ def test_draws_are_as_likely_as_their_weights():
 
 
 def test_games_repeat_from_the_seed_and_do_not_depend_on_the_batch(game, model):
-    many = play(game, model, *lineup(game, config(games=64), 7)[0])
-    few = play(game, model, *lineup(game, config(games=16), 7)[0])
-    again = play(game, model, *lineup(game, config(games=16), 7)[0])
-    assert torch.equal(few.text, again.text) and torch.equal(few.text, many.text[:16])
-    assert not torch.equal(few.text, play(game, model, *lineup(game, config(games=16), 8)[0]).text)
+    def text(step, n):
+        u = uniform(step, n, 2 + game.n_plies, "cpu")
+        by_model, _ = lineup(game, config(), u[:, :2])
+        return play(game, model, by_model, game.legal, u[:, 2:]).text
+
+    many = text(7, 64)
+    assert torch.equal(text(7, 16), text(7, 16)) and torch.equal(text(7, 16), many[:16])
+    assert not torch.equal(many, text(8, 64))
 
 
 def test_reading_games_in_training_is_what_play_saw(game, model):
     """The training pass over whole games gives the moves the probabilities they were drawn with."""
-    games = play(game, model, *lineup(game, config(games=32), 3)[0])
-    text = games.text[:, : game.asked[-1] + 1]
-    a = model.head(model.hidden(text)[:, game.asked])[games.chosen]
-    b = model.head(model.read(text, model.start(len(text)))[0][:, game.asked])[games.chosen]
+    source = source_of(game, model, games=32)
+    text, _, chosen, *_ = source.games_to_learn_from(3)
+    asked = text[:, : game.asked[-1] + 1]
+    a = model.head(model.hidden(asked)[:, game.asked])[chosen]
+    b = model.head(model.read(asked, model.start(len(asked)))[0][:, game.asked])[chosen]
     torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
-    mean = next_byte_loss(model, games.text).item()
-    one_by_one = [
-        model.nats(row[None, :-1], row[None, 1:])[0, row[1:] != PAD] for row in games.text
-    ]
+    text, per_row = source.games_to_read(3)
+    mean = PlayGame(model, source.cfg)(text, per_row, progress=PROGRESS).item()
+    one_by_one = [model.nats(row[None, :-1], row[None, 1:])[0, row[1:] != PAD] for row in text]
     assert mean == pytest.approx(torch.cat(one_by_one).mean().item(), abs=1e-4)
 
 
@@ -293,29 +334,42 @@ def test_a_little_training_on_nim_cuts_illegal_moves(tmp_path, capsys):
     )
     keys += " draw_perfect_first draw_perfect_second win_perfect_first seconds"
     length = ["--batch_bytes=2048", "--max_steps=130", "--pretrain=0.8", "--eval_interval=0"]
-    selfplay.main([*SMALL, "--game=nim", *length, f"--out_dir={out}"])
+    train.main([*SMALL, "--game=nim", *length, f"--out_dir={out}"])
     last = dict(pair.split("=") for pair in capsys.readouterr().out.splitlines()[-1].split())
     assert list(last) == keys.split() and float(last["illegal"]) < 0.3
-    model, game = STLM(config(game="nim")), GAMES["nim"]()
-    untrained = play(game, model, *lineup(game, config(game="nim", games=64), 0)[0])
+    model = STLM(config(game="nim"))
+    source = GameSource(config(game="nim", games=64), model, ALONE)
+    source.games_to_learn_from(0)
+    untrained = source.games
     assert untrained.illegal.sum() / untrained.chosen.sum() > 0.8
+
+
+@contextlib.contextmanager
+def stopped_after(n_steps):
+    """SIGTERM arrives in the n-th step."""
+    original = train.train_step
+    calls = []
+
+    def step(*args):
+        calls.append(1)
+        if len(calls) == n_steps:
+            signal.raise_signal(signal.SIGTERM)
+        return original(*args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "train_step", step)
+        yield
 
 
 def test_resumed_equals_uninterrupted_and_leaves_what_sample_takes(tmp_path):
     """Stopped in the reading phase and again while it plays; both optimizers go on as they were."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     args = [*SMALL, "--max_steps=12", "--pretrain=0.5", "--eval_interval=5"]
-    selfplay.main([*args, f"--out_dir={whole}"])
-    original = selfplay.GameRun.tick
+    train.main([*args, f"--out_dir={whole}"])
     for stop_at in (4, 9, None):
-
-        def tick(self, stop_at=stop_at):
-            self.signals += [signal.SIGTERM] * (self.step + 1 == stop_at)
-            original(self)
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(selfplay.GameRun, "tick", tick)
-            code = selfplay.main([*args, f"--out_dir={parts}", "--resume=auto"])
+        done = load_checkpoint(parts / "last.pt")["step"] if parts.exists() else 0
+        with stopped_after(stop_at and stop_at - done):
+            code = train.main([*args, f"--out_dir={parts}", "--resume=auto"])
         assert code == (130 if stop_at else 0)
     a, b = (load_checkpoint(folder / "last.pt") for folder in (whole, parts))
     assert a["step"] == b["step"] == 12 and all(
@@ -330,7 +384,7 @@ def test_resumed_equals_uninterrupted_and_leaves_what_sample_takes(tmp_path):
     info = json.loads((parts / "run.json").read_text())
     assert (
         info["status"] == "finished"
-        and info["command"].startswith("selfplay.py")
+        and info["command"].startswith("train.py")
         and info["config"]["game"]
     )
     for name in (
@@ -349,11 +403,11 @@ def test_resumed_equals_uninterrupted_and_leaves_what_sample_takes(tmp_path):
 
 def test_a_person_plays_either_side(tmp_path, monkeypatch, capsys):
     out = tmp_path / "run"
-    selfplay.main([*SMALL, "--max_steps=3", f"--out_dir={out}"])
+    train.main([*SMALL, "--max_steps=3", f"--out_dir={out}"])
     for begins in ("y", "n"):
         answers = iter([begins, "x", *"123456789" * 3])
         monkeypatch.setattr("builtins.input", lambda _: next(answers))  # noqa: B023
-        assert selfplay.main(["config/selfplay_game.py", "--play", f"--out_dir={out}"]) == 0
+        sample.main([f"--model={out}", "--device=cpu"])
         last = capsys.readouterr().out.splitlines()[-1]
         assert last.startswith(("you win", "the model wins", "a draw")) and ": X" in last
 
@@ -390,116 +444,98 @@ def test_variety_counts_n_grams():
 
 
 def test_on_text_a_run_resumes_and_says_what_it_wrote(small, tmp_path, capsys):
-    """An iteration writes, then takes a step for every micro_batch of rows; it starts from a run of train.py."""
+    """Stopped between two steps against the same opponent; it starts from another run, and takes its shape."""
     train.main([*small, "--max_steps=20", f"--out_dir={tmp_path / 'base'}"])
-    args = [
-        "config/selfplay_text.py",
-        "--max_steps=4",
-        "--block_size=32",
-        "--batch_bytes=256",
-        "--micro_batch=4",
-    ]
-    args += ["--prefix_bytes=8", "--eval_interval=2", "--eval_bytes=500", "--device=cpu"]
-    selfplay.main([*args, f"--init_from={tmp_path / 'base'}", f"--out_dir={tmp_path / 'whole'}"])
+    args = ["config/selfplay_text.py", "--max_steps=6", "--block_size=32", "--batch_bytes=256"]
+    args += ["--micro_batch=4", "--spin_steps=2", "--prefix_bytes=8", "--eval_interval=2"]
+    args += ["--log_interval=1", "--eval_bytes=500", "--device=cpu"]
+    start = f"--init_from={tmp_path / 'base'}"
+    train.main([*args, start, f"--out_dir={tmp_path / 'whole'}"])
     said = capsys.readouterr().out
-    assert (
-        "after" in said
-        and "real" in said
-        and "own" in said
-        and said.splitlines()[-1].startswith("val_bpb=")
-    )
-    original = selfplay.Run.tick
-
-    def tick(self):
-        self.signals += [signal.SIGTERM] * (self.step + 1 == 3)
-        original(self)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(selfplay.Run, "tick", tick)
-        assert (
-            selfplay.main(
-                [*args, f"--init_from={tmp_path / 'base'}", f"--out_dir={tmp_path / 'parts'}"]
-            )
-            == 130
-        )
-    assert selfplay.main([*args, f"--out_dir={tmp_path / 'parts'}", "--resume"]) == 0
+    for word in ("after", "real", "own"):
+        assert word in said
+    assert said.splitlines()[-1].startswith("val_bpb=")
+    with stopped_after(3):
+        assert train.main([*args, start, f"--out_dir={tmp_path / 'parts'}"]) == 130
+    assert train.main([*args, f"--out_dir={tmp_path / 'parts'}", "--resume"]) == 0
     a, b = (load_checkpoint(tmp_path / name / "last.pt")["model"] for name in ("whole", "parts"))
     assert all(torch.equal(a[k], b[k]) for k in a)
-    log = [json.loads(line) for line in (tmp_path / "parts" / "log.jsonl").read_text().splitlines()]
-    assert [e["step"] for e in log if e["event"] == "train"] == [1, 2, 3, 4]
-    assert all(
-        0 < e["distinct_own"] <= 1 and 0 <= e["repeated_real"] < 1
-        for e in log
-        if e["event"] == "train"
-    )
+    lines = (tmp_path / "parts" / "log.jsonl").read_text().splitlines()
+    steps = [e for e in map(json.loads, lines) if e["event"] == "train"]
+    assert [e["step"] for e in steps] == [1, 2, 3, 4, 5, 6]
+    assert all(0 < e["distinct_own"] <= 1 and 0 <= e["repeated_real"] < 1 for e in steps)
+    assert steps[0]["spin"] == pytest.approx(math.log(2), abs=1e-6), "model and opponent are alike"
+
+
+def test_without_an_opponent_spin_is_next_byte_training(small, tmp_path):
+    train.main([*small, "--max_steps=5", f"--out_dir={tmp_path / 'base'}"])
+    args = ["config/selfplay_text.py", "--max_steps=2", "--block_size=32", "--batch_bytes=256"]
+    args += ["--spin_beta=0", "--log_interval=1", "--eval_bytes=500", "--device=cpu"]
+    out = tmp_path / "run"
+    train.main([*args, "--prefix_bytes=8", f"--init_from={tmp_path / 'base'}", f"--out_dir={out}"])
+    lines = (out / "log.jsonl").read_text().splitlines()
+    steps = [e for e in map(json.loads, lines) if e["event"] == "train"]
+    assert len(steps) == 2 and not any("spin" in e or "distinct_own" in e for e in steps)
 
 
 def test_what_would_go_wrong_later_is_said_first(small, tmp_path):
     """Too little to write, other weights than asked for, a game's model on text: one line, before anything is lost."""
     base, text, played = (f"--out_dir={tmp_path / name}" for name in ("base", "text", "played"))
     train.main([*small, "--max_steps=2", base])
-    args = [
-        "config/selfplay_text.py",
-        "--max_steps=2",
-        "--block_size=32",
-        "--batch_bytes=32",
-        "--micro_batch=1",
-    ]
-    args += ["--prefix_bytes=26", "--eval_interval=2", "--eval_bytes=500", "--device=cpu"]
+    args = ["config/selfplay_text.py", "--max_steps=2", "--block_size=32", "--batch_bytes=32"]
+    args += ["--micro_batch=1", "--prefix_bytes=26", "--eval_interval=2", "--eval_bytes=500"]
+    args += ["--device=cpu"]
     start = f"--init_from={tmp_path / 'base'}"
-    assert selfplay.main([*args, start, text]) == 0, "one row, of which 7 bytes are written"
-    selfplay.main([*SMALL, "--max_steps=2", "--pretrain=0.5", played])
-    for main, command, words in (
+    assert train.main([*args, start, text]) == 0, "one row, of which 7 bytes are written"
+    train.main([*SMALL, "--max_steps=2", "--pretrain=0.5", played])
+    for command, words in (
+        ([*args, start, text, "--prefix_bytes=27", "--overwrite"], "prefix_bytes=27 .* 1 and 26"),
+        ([*args, base, "--resume"], "on resume only"),
+        ([*small, text, "--resume", "--max_steps=2", "--objective=next_byte"], "on resume only"),
         (
-            selfplay.main,
-            [*args, start, text, "--prefix_bytes=27", "--overwrite"],
-            "prefix_bytes=27 .* 1 and 26",
-        ),
-        (selfplay.main, [*args, text, "--micro_batch=2", "--resume"], "micro_batch=2"),
-        (selfplay.main, [*args, base, "--resume"], "is of train.py"),
-        (train.main, [text, "--resume"], "is of selfplay.py"),
-        (
-            selfplay.main,
             [*args, f"--init_from={tmp_path / 'played'}", text, "--overwrite"],
-            "no dataset: --dataset=",
+            "no dataset: give --dataset=NAME",
         ),
-        (
-            selfplay.main,
-            ["config/selfplay_game.py", "--play", "--game=nim", played],
-            "game=nim, but .* tictactoe",
-        ),
-        (
-            selfplay.main,
-            [*SMALL, "--tokenizer=gpt2", "--pooling=none", "--max_patches=0"],
-            "tokenizer='gpt2'",
-        ),
+        ([*SMALL, "--tokenizer=gpt2", "--pooling=none", "--max_patches=0"], "tokenizer='gpt2'"),
+        ([*SMALL, "--compile=on"], "compile='on'"),
     ):
         with pytest.raises(ValueError, match=words):
-            main(command)
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(ValueError, match="2 processes"):
-        patch.setenv("WORLD_SIZE", "2")
-        selfplay.main([*SMALL, played, "--overwrite"])
+            train.main(command)
+
+
+def test_a_checkpoint_of_the_former_selfplay_names_its_commit(tmp_path):
+    out = tmp_path / "run"
+    train.main([*SMALL, "--max_steps=2", "--pretrain=0.5", f"--out_dir={out}"])
+    checkpoint = load_checkpoint(out / "last.pt")
+    checkpoint["config"]["opponent"] = "self"
+    del checkpoint["config"]["objective"]
+    torch.save(checkpoint, out / "last.pt")
+    with pytest.raises(ValueError, match="git checkout 1254c3f"):
+        train.main([*SMALL, "--resume", "--max_steps=4", f"--out_dir={out}"])
 
 
 @pytest.mark.parametrize(
     "args, words",
     [
-        (["--game=chess"], ["game='chess'", "tictactoe"]),
-        (["--play", "--out_dir=nowhere"], ["nowhere"]),
-        (["--init_from=nowhere"], ["nowhere"]),
+        (["config/selfplay_game.py", "--game=chess"], ["game='chess'", "tictactoe"]),
+        (["config/selfplay_game.py", "--init_from=nowhere"], ["nowhere"]),
         (["config/selfplay_text.py"], ["--init_from"]),
         (["config/selfplay_text.py", "--init_from=nowhere"], ["nowhere"]),
         (["config/selfplay_text.py", "--prefix_bytes=0"], ["prefix_bytes=0"]),
-        (["config/selfplay_text.py", "--opponent=random"], ["opponent='random'", "none"]),
-        (["--random_games=1.5"], ["random_games=1.5", "between 0 and 1"]),
-        (["--block_size=20"], ["block_size=20", "--block_size=27"]),
-        (["--games=1"], ["games=1"]),
-        (["--entropie=1"], ["entropie", "entropy"]),
-        (["please"], ["please", "--help"]),
+        (["config/selfplay_text.py", "--opponent=none"], ["opponent", "--spin_beta=0"]),
+        (["config/selfplay_game.py", "--play"], ["play", "sample.py"]),
+        (
+            ["config/selfplay_game.py", "--random_games=1.5"],
+            ["random_games=1.5", "between 0 and 1"],
+        ),
+        (["config/selfplay_game.py", "--block_size=20"], ["block_size=20", "--block_size=27"]),
+        (["config/selfplay_game.py", "--games=1"], ["games=1"]),
+        (["config/selfplay_game.py", "--entropie=1"], ["entropie", "entropy"]),
+        (["config/selfplay_game.py", "please"], ["please", "--help"]),
     ],
 )
 def test_errors_are_one_line(tmp_path, args, words):
-    done = run("selfplay.py", *args, check=False, cwd=tmp_path)
+    done = run("train.py", *args, check=False, cwd=tmp_path)
     assert done.returncode == 1 and done.stdout == "" and done.stderr.strip().count("\n") == 0
     for word in words:
         assert word in done.stderr

@@ -6,6 +6,7 @@ import http.server
 import json
 import math
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -22,7 +23,7 @@ import bench
 import sample
 import train
 from lib import files
-from model import STLM, ModelConfig
+from model import STLM, FeedForward, ModelConfig
 from tools import share
 
 
@@ -107,6 +108,46 @@ def test_the_error_of_a_weight_is_at_most_a_step(bits, most, tmp_path):
     assert json.loads((tmp_path / "config.json").read_text())["about"]["bits"] == bits
     with pytest.raises(ValueError, match="bits=5 must be"):
         model.save_pretrained(tmp_path, 5)
+
+
+@pytest.mark.parametrize("bits", [32, 16, 8, 4])
+def test_tensors_that_are_no_matrices_of_numbers_keep_their_kind(bits, tmp_path, monkeypatch):
+    """Somebody adds buffers and a vector of gains to the model: they come back as they were."""
+
+    class Edited(STLM):
+        def __init__(self, cfg):
+            super().__init__(cfg)
+            self.register_buffer("mask", torch.tensor([True, False, True]))
+            self.register_buffer("counts", torch.arange(5))
+            self.gain = torch.nn.Parameter(torch.tensor([1.0, 0.5, 0.25]))
+
+    torch.manual_seed(0)
+    model = Edited(ModelConfig(n_layer=1, n_head=1, n_embd=16, n_local_embd=8, share_ffn=True))
+    model.save_pretrained(tmp_path, bits)
+    again = Edited.from_pretrained(tmp_path)
+    for name in ("mask", "counts", "gain"):
+        assert torch.equal(getattr(again, name), getattr(model, name)), name
+        assert getattr(again, name).dtype == getattr(model, name).dtype
+
+
+@pytest.mark.parametrize("bits", [32, 8, 4])
+def test_a_layer_of_another_shape_is_named_with_both_shapes(bits, tmp_path, monkeypatch):
+    """The published weights, after somebody has edited a layer."""
+    STLM(ModelConfig(n_layer=1, n_head=1, n_embd=16, n_local_embd=8)).save_pretrained(
+        tmp_path, bits
+    )
+
+    def wider(self, cfg):
+        torch.nn.Module.__init__(self)
+        self.up = torch.nn.Linear(cfg.n_embd, 6 * cfg.n_embd, bias=False)
+        self.out = torch.nn.Linear(6 * cfg.n_embd, cfg.n_embd, bias=False)
+
+    monkeypatch.setattr(FeedForward, "__init__", wider)
+    both = r"blocks.0.feed_forward.(up|out).weight.* has the shape \((.+)\), this code expects \((.+)\);"
+    with pytest.raises(ValueError, match=both) as e:
+        STLM.from_pretrained(tmp_path)
+    _, found, expected = re.search(both, str(e.value)).groups()
+    assert found != expected and "saved by other code" in str(e.value) and "\n" not in str(e.value)
 
 
 def test_a_10m_model_has_the_size_that_is_promised(tmp_path):
@@ -230,7 +271,7 @@ def test_benchmarks_are_in_the_card(trained, tmp_path):
         "acc_stderr": 0.0137,
         "groups": {"a": {"n": 3, "acc": 1.0}},
     }
-    scores = {"weights": "last.pt", "step": 30, "tasks": {"blimp": found}}
+    scores = {"weights": "best.pt", "step": 30, "tasks": {"blimp": found}}
     (folder / "eval.json").write_text(json.dumps(scores))
     share.main([f"--model={folder}", f"--to={tmp_path / 'a'}"])
     assert "| blimp | 1,200 | 65.4% ± 1.4% | 50.0% |" in (tmp_path / "a/README.md").read_text()
@@ -410,6 +451,9 @@ def test_what_is_no_shared_folder_is_not_written_into(trained, tmp_path):
 # --- damage and malice -----------------------------------------------------------------------------------------------
 
 
+QKV = "blocks.0.attention.qkv.weight"
+
+
 class Malice:
     def __reduce__(self):
         return (open, ("it_was_run", "w"))
@@ -462,9 +506,7 @@ DAMAGE = {
     "told in no dict": config_with(about=[1]),
     "one missing": tensors_with(lambda t: t.pop("embed.weight")),
     "one too many": tensors_with(lambda t: t.update(more=torch.zeros(3))),
-    "one turned": tensors_with(
-        lambda t: t.update({"attention.0.qkv.weight": t["attention.0.qkv.weight"].T.contiguous()})
-    ),
+    "one turned": tensors_with(lambda t: t.update({QKV: t[QKV].T.contiguous()})),
     "not finite": tensors_with(lambda t: t["embed.weight"][3].fill_(float("nan"))),
     "a scale too few": tensors_with(lambda t: t.update({"pool.weight.scale": torch.ones(3, 1)})),
     "packed, too short": tensors_with(

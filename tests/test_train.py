@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import signal
 import socket
 import subprocess
@@ -147,6 +148,55 @@ def test_resumed_equals_uninterrupted_bit_for_bit(small, tmp_path):
     )
     assert same(weights_of(tmp_path / "whole"), weights_of(tmp_path / "parts"))
     assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
+
+
+def test_a_run_of_before_there_were_blocks_is_resumed_as_its_own_code_would(data_dir, tmp_path):
+    """last_1254c3f.pt: 5 steps of commit 1254c3f, whose trunk had four lists of layers. After 3 more steps the weights
+    are those that that commit had (.json: the sum of each tensor, and of its absolute values)."""
+    files = ROOT / "tests" / "files"
+    expected = json.loads((files / "last_1254c3f.json").read_text())
+    out = tmp_path / "run"
+    out.mkdir()
+    shutil.copy(files / "last_1254c3f.pt", out / "last.pt")
+    train.main(["--resume", "--max_steps=8", f"--data_dir={data_dir}", f"--out_dir={out}"])
+    weights = weights_of(out)
+    for name, (total, absolute) in expected.items():
+        part, _, rest = name.partition(".")
+        if part in ("attention", "feed_forward"):
+            name = f"blocks.{rest[0]}.{part}.{rest[2:]}"
+        elif part == "canon":
+            name = f"blocks.{int(rest[0]) // 2}.canon_{1 + int(rest[0]) % 2}.{rest[2:]}"
+        w = weights[name].double()
+        assert w.sum().item() == pytest.approx(total, abs=1e-3 * absolute), name
+        assert w.abs().sum().item() == pytest.approx(absolute, rel=1e-4), name
+    model, _ = load_model(out / "last.pt")
+    assert sum(p.numel() for p in model.parameters()) == 11_352, (
+        "the shared feed-forward counts once"
+    )
+
+
+def test_weights_of_other_code_are_refused_by_name(small, tmp_path):
+    """After somebody edits a layer, a line names the tensor, both shapes, and the commit that wrote the file."""
+    out = tmp_path / "run"
+    train.main([*small, "--max_steps=1", f"--out_dir={out}"])
+    good = load_checkpoint(out / "last.pt")
+    name = "blocks.1.feed_forward.up.weight"
+    other = {
+        "wider": {name: torch.zeros(256, 32)},
+        "more": {"blocks.1.feed_forward.gate.weight": torch.zeros(4, 4)},
+    }
+    for changes in other.values():
+        torch.save(good | {"model": good["model"] | changes}, out / "last.pt")
+        for command in (
+            lambda: train.main(["--resume", "--max_steps=3", f"--out_dir={out}"]),
+            lambda: load_model(out / "last.pt"),
+        ):
+            with pytest.raises(ValueError, match=r"last.pt .*blocks.1.feed_forward") as e:
+                command()
+            assert "saved by other code" in str(e.value) and good["commit"] in str(e.value)
+            assert "\n" not in str(e.value)
+            if name in changes:
+                assert "(256, 32)" in str(e.value) and "(128, 32)" in str(e.value)
 
 
 def test_resuming_with_the_same_config_file_keeps_what_the_command_line_said(small, tmp_path):
@@ -323,7 +373,7 @@ def test_nonfinite_loss_stops_and_keeps_the_last_good_checkpoint(small, tmp_path
     ]
     with pytest.raises(
         ValueError,
-        match=r"step \d+: loss .*gradient norm .*(--resume goes on|--overwrite starts anew).*--muon_lr=3.3e\+36",
+        match=r"step \d+: loss .*gradient norm .*(--resume continues|--overwrite starts again).*--muon_lr=3.3e\+36",
     ) as e:
         train.main([*args, "--muon_lr=1e37", "--adam_lr=1e37", f"--out_dir={out}"])
     assert "\n" not in str(e.value)
@@ -411,12 +461,15 @@ def test_the_three_commands_work_on_a_fresh_clone(tmp_path):
 
 def test_a_run_of_days_says_so_in_its_first_line(small, tmp_path, capsys, monkeypatch):
     def first_step_of_a_minute(self):
-        self.step += 1
-        self.elapsed += 60
+        # (the first time is when compiling ends)
+        if not hasattr(self, "is_compiled"):
+            self.is_compiled = True
+            return
+        self.elapsed = 60.0
         self.on_signal(signal.SIGTERM, None)
         self.interrupted = True
 
-    monkeypatch.setattr(train.Run, "tick", first_step_of_a_minute)
+    monkeypatch.setattr(train.Clock, "tick", first_step_of_a_minute)
     for steps, said in (
         (5000, "3.5 days left at this speed; --max_seconds=3600 trains for an hour"),
         (60, "0:59:00 left\n"),

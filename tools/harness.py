@@ -23,7 +23,7 @@ from lib.machine import pick_device
 
 @register_model("stlm")
 class Harness(LM):
-    def __init__(self, model="", out_dir="", weights="last", device="auto", seed=1337, **ignored):
+    def __init__(self, model="", out_dir="", weights="best", device="auto", seed=1337, **ignored):
         super().__init__()
         usable = device and (
             "cuda" not in device or torch.cuda.is_available()

@@ -30,7 +30,8 @@ from matplotlib.ticker import EngFormatter, LogLocator
 from matplotlib.transforms import Bbox
 
 from config import ROOT
-from lib.files import duration, read_log, write_atomically
+from lib.benchmarks import BENCHMARKS
+from lib.files import duration, game_of, read_log, run_command, write_atomically
 
 # Knobs that do not make another experiment of a run
 ASIDE = {
@@ -45,13 +46,22 @@ ASIDE = {
     "intuition",
 }
 ASIDE |= {"eval_interval", "eval_bytes", "log_interval"}
-TASKS = {
-    "blimp": "BLiMP",
-    "arc_easy": "ARC-E",
-    "hellaswag": "HellaSwag",
-    "winogrande": "WinoGr.",
-    "mmlu": "MMLU",
+# Knobs of self-play, which say nothing about other runs
+SELF_PLAY = {
+    "play_lr",
+    "game",
+    "games",
+    "pretrain",
+    "openings",
+    "random_games",
+    "entropy",
+    "entropy_end",
+    "prefix_bytes",
+    "spin_steps",
+    "spin_beta",
+    "next_byte_weight",
 }
+TASKS = {task: label for task, (label, _) in BENCHMARKS.items()}
 
 
 def read_json(path):
@@ -67,7 +77,7 @@ def read_run(folder, now):
     """What page and pictures need of a run. Raises where its files are not what run.py and bench.py write."""
     info, log = read_json(folder / "run.json"), read_log(folder / "log.jsonl")
     cfg, data, last, verdict = info["config"], info["data"], log[-1], info.get("verdict", {})
-    if cfg.get("game"):
+    if game_of(info):
         raise ValueError(
             "a game has no bits per byte; log.jsonl and its last line tell how it went"
         )
@@ -123,14 +133,15 @@ def read_run(folder, now):
     on_cpu, n = "cpu" in info["device"], info["threads"]
     run["device"] = clean(info["device"]) + f", {n} thread{'s' * (n > 1)}" * on_cpu
     scores = read_json(folder / "eval.json") if (folder / "eval.json").is_file() else {}
-    tasks = (
-        scores["tasks"]
-        if (scores.get("weights"), scores.get("step")) == ("last.pt", last["step"])
-        else {}
-    )
-    run["tasks"] = {
-        task: (100 * float(v["acc"]), int(v["n"]), int(v["of"])) for task, v in tasks.items()
-    }
+    run["tasks"] = {}
+    run["scored_best"] = scores.get("weights") == "best.pt"
+    # benchmarks count if they are of the final weights, or of the best ones of this very run
+    if run["scored_best"] or (scores.get("weights"), scores.get("step")) == (
+        "last.pt",
+        last["step"],
+    ):
+        for task, v in scores["tasks"].items():
+            run["tasks"][task] = (100 * float(v["acc"]), int(v["n"]), int(v["of"]))
     numbers = [run[key] for key in ("seconds", "epochs", "bytes", "share", "speed")] + [
         run["bpb"] or 0
     ]
@@ -181,8 +192,9 @@ def datasets(runs):
     is a list of runs that differ in nothing but their seeds, so that their mean says something."""
     found, times = defaultdict(lambda: defaultdict(list)), defaultdict(int)
     for run in runs:  # (a knob that is 0 or empty is off: older versions do not have it)
+        aside = ASIDE if run["cfg"].get("objective") == "spin" else ASIDE | SELF_PLAY
         knobs = json.dumps(
-            {k: v for k, v in run["cfg"].items() if v and k not in ASIDE}, sort_keys=True
+            {k: v for k, v in run["cfg"].items() if v and k not in aside}, sort_keys=True
         )
         same = ("val", "train", "config", "device", "parameters", "mine")
         key = (knobs, run["bpb"] is None, *(run[k] for k in same))
@@ -235,6 +247,7 @@ def cells(group, page):
         scores = [r["tasks"][task] for r in group if task in r["tasks"]]
         notes = [f"{scores[0][1]} items"] if scores and scores[0][1] != scores[0][2] else []
         notes += [f"{len(scores)} of {len(group)} seeds"] if len(scores) < len(group) else []
+        notes += ["best weights"] if any(r["scored_best"] for r in group) else []
         yield (
             f"{statistics.fmean(s[0] for s in scores):.1f}" + f" ({', '.join(notes)})" * bool(notes)
             if scores
@@ -463,7 +476,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as e:
-        sys.exit(f"report.py: {e}")
+    run_command(main)

@@ -21,7 +21,7 @@ import torch
 
 from config import parse
 from lib.data import decode, encode
-from lib.files import first_line, is_hub_name, load_run, newest_run
+from lib.files import first_line, game_of, is_hub_name, load_run, newest_run, run_command
 from lib.machine import parameter_table
 from model import STLM
 
@@ -31,9 +31,7 @@ class ShareConfig:
     model: str = (
         ""  # a run's folder, a shared one or USER/NAME on the Hub; empty: the newest run under out/
     )
-    weights: Literal["last", "best"] = (
-        "last"  # of a run: the newest, or those of the lowest val loss
-    )
+    weights: Literal["best", "last"] = "best"  # of a run: lowest val loss, or newest
     to: str = ""  # the folder to write, or USER/NAME on the Hub (./USER/NAME is a folder)
     bits: int = 32  # of a weight: 32, 16, 8 (about as good) or 4 (a little worse)
     license: str = "mit"  # of the weights, as the Hub calls it
@@ -86,34 +84,46 @@ def about_run(checkpoint, path):
     """What is told of a model beside its weights: from its checkpoint and, where they lie beside it and speak of these
     weights, run.json and eval.json."""
     keys = ("step", "elapsed", "commit", "data", "command", "device", "verdict", "val", "tasks")
-    about = {key: checkpoint[key] for key in keys if key in checkpoint}
-    beside = [path.with_name(name) for name in ("run.json", "eval.json")]
-    run, scores = (json.loads(p.read_text(encoding="utf-8")) if p.is_file() else {} for p in beside)
+    about = {key: checkpoint[key] for key in (*keys, "chosen_on_val") if key in checkpoint}
     if path.suffix == ".pt":
-        about |= {key: run[key] for key in ("command", "device") if key in run}
-    if (
-        path.suffix == ".pt"
-        and "verdict" in run
-        and run.get("best_step", run.get("step")) == about["step"]
-    ):
-        about["verdict"] = run["verdict"]
-    if (scores.get("weights"), scores.get("step")) == (path.name, about["step"]):
-        tasks = {
-            task: {k: v for k, v in found.items() if k != "groups"}
-            for task, found in scores["tasks"].items()
-        }
-        about |= {"tasks": tasks} | {key: scores[key] for key in ("val",) if key in scores}
+        about["chosen_on_val"] = path.name == "best.pt"
+        about |= about_checkpoint(checkpoint, path)
     # the folders of this machine are nobody's business
-    sources = [
-        Path(source).name if source[:1] in "/.~" else source
-        for source in about["data"].get("sources", [])
-    ]
-    about |= (
-        {"command": re.sub(r"(?<![\w.])[/~]\S*/", "", about["command"])}
-        if "command" in about
-        else {}
-    )
-    return about | {"data": about["data"] | {"sources": sources}}
+    sources = []
+    for source in about["data"].get("sources", []):
+        sources.append(Path(source).name if source[:1] in "/.~" else source)
+    about["data"] = about["data"] | {"sources": sources}
+    if "command" in about:
+        about["command"] = re.sub(r"(?<![\w.])[/~]\S*/", "", about["command"])
+    return about
+
+
+def about_checkpoint(checkpoint, path):
+    """What run.json and eval.json beside a checkpoint say of its weights."""
+    about = {}
+    game = game_of(checkpoint)
+    if game:
+        about["game"] = game
+    run = {}
+    scores = {}
+    if path.with_name("run.json").is_file():
+        run = json.loads(path.with_name("run.json").read_text(encoding="utf-8"))
+    if path.with_name("eval.json").is_file():
+        scores = json.loads(path.with_name("eval.json").read_text(encoding="utf-8"))
+    for key in ("command", "device"):
+        if key in run:
+            about[key] = run[key]
+    # the verdict is of a game's best weights, of all others' final ones
+    verdict_step = run.get("verdict_step", run.get("best_step", run.get("step")))
+    if "verdict" in run and verdict_step == checkpoint["step"]:
+        about["verdict"] = run["verdict"]
+    if (scores.get("weights"), scores.get("step")) == (path.name, checkpoint["step"]):
+        about["tasks"] = {}
+        for task, found in scores["tasks"].items():
+            about["tasks"][task] = {key: v for key, v in found.items() if key != "groups"}
+        if "val" in scores:
+            about["val"] = scores["val"]
+    return about
 
 
 def write_card(cfg, model, small, megabytes):
@@ -130,6 +140,10 @@ def write_card(cfg, model, small, megabytes):
     where = f"{about['elapsed']:,.0f} seconds on {about.get('device', 'an unknown machine')}"
     facts += [f"- training: {about['step']:,} steps in {where}; commit {about['commit']}"]
     facts += [f"- command: `{about['command']}`"] if "command" in about else []
+    if about.get("chosen_on_val"):
+        facts += ["- weights: those with the lowest loss in the run's evaluations: chosen on val"]
+    if "val" in about:
+        facts += [f"- val at 32 bits: {about['val']['bpb']:.4f} bits per byte"]
     if verdict := about.get("verdict"):
         facts += [f"- at 32 bits: {', '.join(f'{key}={value}' for key, value in verdict.items())}"]
     if tasks := about.get("tasks"):
@@ -168,7 +182,9 @@ def write_card(cfg, model, small, megabytes):
 def main(argv=None):
     cfg, words = parse(ShareConfig, sys.argv[1:] if argv is None else argv, __doc__)
     if words:
-        raise ValueError(f"what is {words[0]!r}? tools.share takes --key=value only; see --help")
+        raise ValueError(
+            f"unexpected argument {words[0]!r}: tools.share takes --key=value only; see --help"
+        )
     to = Path(cfg.to)
     if not cfg.to:
         raise ValueError("say where to: --to=DIR, or --to=USER/NAME for the Hub")
@@ -191,7 +207,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as e:
-        sys.exit(f"share.py: {e}")
+    run_command(main)

@@ -1,0 +1,407 @@
+"""A model against itself: in a game (objective=game), and against its own text (objective=spin).
+
+Each is a source of batches and an objective, a loss of these batches; train.py does everything else.
+
+In a game, which is text (lib/games.py), the model first reads random legal games, as it would read
+any text. Then it plays both sides and makes moves likelier that won: REINFORCE, with the mean
+result at each ply as baseline and an entropy bonus over the legal moves. Half of the games begin
+with 0 to 4 random moves, and in a quarter one side makes nothing else: without them it never sees
+what its own play avoids. There is no pool of past selves and no critic: it gets there without.
+
+On text the model, as it is at the beginning of `spin_steps` steps, continues real text; then it
+learns to tell the real text from its own (SPIN, arXiv 2401.01335).
+"""
+
+import copy
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from lib.files import load_run
+from lib.games import GAMES, best_moves, draw, play, scores, uniform
+from model import PAD
+
+# --- a game ---------------------------------------------------------------------------------------
+
+
+class GameSource:
+    """Batches of games: random ones to read, then games that the model has just played.
+
+    A row is a game, of up to n plies and L = n * width bytes after EOT:
+        reading: text (B, 1 + L); per_row (B,): how many bytes a row has on average
+        playing: text (B, 1 + L); per_row (B,): how many moves of a row the model chose on average;
+            chosen (B, n): which; their advantage (B, n); legal (B, n, moves): the legal moves
+    """
+
+    measure = (
+        "lost"  # an evaluation's figure, lower is better: the share of all lines that are lost
+    )
+
+    def __init__(self, cfg, model, machine):
+        self.cfg = cfg
+        self.model = model
+        self.machine = machine
+        self.game = GAMES[cfg.game](machine.device)
+        self.best_moves, _ = best_moves(self.game)
+        self.games = None  # the newest that the model has played
+
+        longest = self.game.n_plies * self.game.width
+        if cfg.block_size < longest:
+            raise ValueError(
+                f"block_size={cfg.block_size} is too short for {cfg.game}: give --block_size={longest}"
+            )
+        self.n_to_read = max(1, cfg.batch_bytes // longest)
+        for knob, n in (("games", cfg.games), ("batch_bytes", self.n_to_read)):
+            if n < machine.world:
+                raise ValueError(
+                    f"{knob}={getattr(cfg, knob)} gives {n} games to {machine.world} processes: "
+                    f"raise --{knob}"
+                )
+        self.micro_batch = cfg.micro_batch or max(cfg.games, self.n_to_read)
+
+    def describe(self, step, model):
+        """What train.py prints of a step."""
+        return [f"a step: {self.cfg.games} games of {self.cfg.game} at once"]
+
+    def about(self):
+        """What run.json and checkpoints tell of the data."""
+        return {"name": f"random games of {self.cfg.game}"}
+
+    def resume(self, checkpoint):
+        """All follows from seed, step and weights."""
+
+    def state(self):
+        return {}
+
+    def at(self, step, progress):
+        if progress < self.cfg.pretrain:
+            return self.games_to_read(step)
+        return self.games_to_learn_from(step)
+
+    def games_to_read(self, step):
+        game = self.game
+        self.games = None
+        u = self.uniform(step, self.n_to_read, game.n_plies)
+        games = play(game, None, None, game.legal, u)
+        return games.text, self.per_row(games.text[:, 1:] != PAD)
+
+    @torch.no_grad()
+    def games_to_learn_from(self, step):
+        game = self.game
+        u = self.uniform(step, self.cfg.games, 2 + game.n_plies)
+        by_model, random_side = lineup(game, self.cfg, u[:, :2])
+        with self.machine.autocast:
+            games = play(game, self.model, by_model, game.legal, u[:, 2:])
+        self.games = games
+        advantage = advantages(game, games, random_side, self.sum)
+        per_row = self.per_row(games.chosen)
+        return games.text, per_row, games.chosen, advantage, games.legal
+
+    def uniform(self, step, n, columns):
+        """This process's rows of (n, columns) random numbers."""
+        u = uniform(self.cfg.seed * 1_000_003 + step, n, columns, self.game.device)
+        return u.tensor_split(self.machine.world)[self.machine.rank]
+
+    def per_row(self, mask):
+        """How many entries of mask (B, M) are true in a row, on average over all processes: (B,).
+
+        The loss is a mean over these entries. Games differ in length, so the mean of the means of
+        micro-batches, or of processes, would be another one.
+        """
+        n_true, n_rows = self.machine.sum([mask.sum().item(), len(mask)])
+        return torch.full((len(mask),), max(1, n_true) / n_rows, device=mask.device)
+
+    def sum(self, x):
+        """A tensor summed over all processes."""
+        if self.machine.world == 1:
+            return x
+        return x.new_tensor(self.machine.sum(x.flatten().tolist())).view_as(x)
+
+    def figures(self):
+        """How the newest games went, for the log."""
+        games = self.games
+        if games is None:
+            return {}
+        return {
+            "illegal": games.illegal.sum().item() / max(1, games.chosen.sum().item()),
+            "first_won": (games.result > 0).float().mean().item(),
+            "drawn": (games.result == 0).float().mean().item(),
+        }
+
+    def evaluate(self, model):
+        found = scores(self.game, model, self.best_moves, self.cfg.seed)
+        model.train()
+        return found
+
+    def evaluation_lines(self, result):
+        return [" ".join(f"{key}={value}" for key, value in self.summary(result).items())]
+
+    def conclude(self, model, out, step, elapsed):
+        """The best weights, in games of another seed."""
+        if self.machine.rank > 0:  # rank 0 has best.pt
+            return {}, {}, step
+        model, checkpoint, _ = load_run(out, "best", self.game.device)
+        found = scores(self.game, model, self.best_moves, self.cfg.seed + 1)
+        verdict = self.summary(found) | {"seconds": f"{elapsed:.0f}"}
+        best_step = checkpoint["step"]
+        return found | {"best_step": best_step}, verdict, best_step
+
+    def summary(self, found):
+        """The figures of `scores` that are printed."""
+        line = {
+            "illegal": f"{found['illegal']:.4f}",
+            "lost_first": found["lost_first"],
+            "lost_second": found["lost_second"],
+            "win_random_first": f"{found['random_first'][0]:.3f}",
+            "win_random_second": f"{found['random_second'][0]:.3f}",
+            "draw_perfect_first": f"{found['perfect_first'][1]:.3f}",
+            "draw_perfect_second": f"{found['perfect_second'][1]:.3f}",
+        }
+        if self.cfg.game == "nim":  # nobody draws
+            line["win_perfect_first"] = f"{found['perfect_first'][0]:.3f}"
+        return line
+
+
+def lineup(game, cfg, u):
+    """Who moves: u (B, 2) random numbers -> by_model (B, plies), random_side (B,).
+
+    random_side is 0 if all moves of the first player are random, 1 if those of the second are, and
+    2 for neither: there the model plays itself, in some games after a random opening.
+    """
+    opening_u, side_u = u.split(1, dim=1)  # (B, 1) each
+    ply = torch.arange(game.n_plies, device=game.device)
+    # 0 to 4 random plies in a share of `openings`
+    opening = torch.where(opening_u < cfg.openings, 5 * opening_u / max(cfg.openings, 1e-9), 0)
+    side = torch.where(side_u < cfg.random_games, 2 * side_u / max(cfg.random_games, 1e-9), 2)
+    opening = opening.long()
+    side = side.long()
+    return (ply >= opening) & (ply % 2 != side), side[:, 0]
+
+
+def advantages(game, games, random_side, total):
+    """How much better each move's game went than others at that ply: (B, plies).
+
+    The mean is over games of the same kind, because against random moves a win says less. `total`
+    sums a tensor over all processes.
+    """
+    ply = torch.arange(game.n_plies, device=game.device)
+    reward = games.result[:, None] * (1 - 2 * (ply % 2))  # of the one who moves
+    chosen = games.chosen.float()
+    group = F.one_hot(random_side, 3).float()  # (B, 3)
+    rewards = total(group.T @ (reward * chosen))  # (3, plies)
+    counts = total(group.T @ chosen)
+    return reward - group @ (rewards / counts.clamp(min=1))
+
+
+class PlayGame(nn.Module):
+    """The loss of games: of their next byte while reading, of the moves the model chose later."""
+
+    def __init__(self, model, cfg):
+        super().__init__()
+        self.model = model
+        self.cfg = cfg
+        self.game = GAMES[cfg.game](model.embed.weight.device)
+
+    def forward(self, text, per_row, *played, progress):
+        if played:
+            return self.reinforce(text, per_row, *played, progress)
+        targets = text[:, 1:].masked_fill(text[:, 1:] == PAD, -100)  # cross_entropy ignores -100
+        logits = self.model.head(self.model.hidden(text[:, :-1]))
+        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        return loss * self.share(targets != -100, per_row)
+
+    def reinforce(self, text, per_row, chosen, advantage, legal, progress):
+        """Make moves with an advantage likelier (REINFORCE), and keep the choice among legal moves open.
+
+        Only what the model chose counts: no opening, nothing after the end.
+        """
+        game = self.game
+        # the vectors at which a mark has been read, and a move is to be chosen
+        x = self.model.hidden(text[:, : game.asked[-1] + 1])[:, game.asked]  # (B, plies, E)
+        logits = self.model.head(x)
+        byte = text[:, game.asked + 1, None]
+        log_p = logits.log_softmax(dim=2).gather(2, byte)[..., 0]  # (B, plies)
+        log_q = logits[..., game.moves].masked_fill(~legal, -1e9).log_softmax(dim=2)
+        entropy = -(log_q.exp() * log_q).sum(dim=2)  # nats of the choice among the legal moves
+
+        # The bonus falls: at the end it would outweigh mistakes that are seldom punished.
+        played = (progress - self.cfg.pretrain) / (1 - self.cfg.pretrain)
+        bonus = (self.cfg.entropy * (1 - played)).clamp(min=self.cfg.entropy_end)
+        gain = ((advantage * log_p + bonus * entropy) * chosen).sum() / chosen.sum().clamp(min=1)
+        return -gain * self.share(chosen, per_row)
+
+    def share(self, mask, per_row):
+        """What these rows' mean counts for in the whole batch: 1 if they are all of it."""
+        return (mask.sum() / len(mask)) / per_row[0]
+
+
+# --- its own text ---------------------------------------------------------------------------------
+
+
+class SpinSource:
+    """Batches of real text beside the model's own continuations of it.
+
+    A row: real (B, 1 + T), own (B, 1 + T) with the same first bytes, and of both the log-probability
+    that the opponent gave to each written byte, (B, M) each. Without an opponent: real alone.
+
+    The opponent is a copy of the model from the first of `spin_steps` steps.
+    """
+
+    measure = "bpb"
+
+    def __init__(self, cfg, model, machine, text):
+        self.cfg = cfg
+        self.model = model
+        self.machine = machine
+        self.text = text  # the source of real text
+        self.micro_batch = text.micro_batch
+        self.bytes_per_symbol = 1
+        self.opponent = copy.deepcopy(model).requires_grad_(False)
+        self.iteration = None  # the opponent's number
+        self.rows = None  # what it wrote for all its steps
+        self.has_opponent = cfg.spin_beta > 0
+
+    def describe(self, step, model):
+        lines = self.text.describe(step, model)
+        if self.has_opponent:
+            lines.append(f"every {self.cfg.spin_steps} steps the model writes the text to beat")
+        return lines
+
+    def about(self):
+        return self.text.about()
+
+    def resume(self, checkpoint):
+        self.text.resume(checkpoint)
+        if self.has_opponent:
+            self.opponent.load_state_dict(checkpoint["source"])
+
+    def state(self):
+        return self.opponent.state_dict() if self.has_opponent else {}
+
+    def at(self, step, progress):
+        if not self.has_opponent:
+            return (self.text.rows(step),)
+        iteration, i = divmod(step, self.cfg.spin_steps)
+        if i == 0:
+            self.opponent.load_state_dict(self.model.state_dict())
+        # (a resumed run has the opponent, but not yet its text)
+        if i == 0 or iteration != self.iteration:
+            self.iteration = iteration
+            self.rows = self.write(iteration)
+        return tuple(x.tensor_split(self.cfg.spin_steps)[i] for x in self.rows)
+
+    @torch.no_grad()
+    def write(self, iteration):
+        """The rows of all steps against this opponent."""
+        n_steps = self.cfg.spin_steps
+        parts = [self.text.rows(iteration * n_steps + i) for i in range(n_steps)]
+        real = torch.cat(parts)  # (n_steps * B, 1 + T)
+        N = self.cfg.prefix_bytes
+
+        # the random numbers of this process's rows, whatever the number of processes
+        n_rows = len(real) * self.machine.world
+        seed = self.cfg.seed * 1_000_003 + iteration
+        u = uniform(seed, n_rows, real.size(1) - N, real.device)
+        u = u.view(n_steps, self.machine.world, len(parts[0]), -1)[:, self.machine.rank]
+        own = write_on(self.opponent, real[:, :N], u.flatten(0, 1))
+
+        with self.machine.autocast:
+            log_ps = []
+            for text in (real, own):
+                passes = [log_p(self.opponent, part) for part in text.split(self.micro_batch)]
+                log_ps.append(torch.cat(passes)[:, N - 1 :])
+        return real, own, *log_ps
+
+    def figures(self):
+        """How varied the texts are, for the log."""
+        found = {}
+        if self.has_opponent:
+            for name, text in zip(("real", "own"), self.rows[:2], strict=True):
+                distinct, repeated = variety(text[:, self.cfg.prefix_bytes :])
+                found[f"distinct_{name}"] = distinct
+                found[f"repeated_{name}"] = repeated
+        return found
+
+    def evaluate(self, model):
+        return self.text.evaluate(model)
+
+    def evaluation_lines(self, result):
+        """Bits per byte, and two texts side by side."""
+        lines = self.text.evaluation_lines(result)
+        if self.rows is None:
+            return lines
+        N = self.cfg.prefix_bytes
+
+        def show(symbols):
+            return repr(bytes(symbols.tolist()).decode(errors="replace"))
+
+        for real, own in list(zip(*self.rows[:2], strict=True))[:2]:
+            lines.append(f"  after {show(real[:N][-40:])}")
+            lines.append(f"    real {show(real[N : N + 100])}")
+            lines.append(f"    own  {show(own[N : N + 100])}")
+        return lines
+
+    def conclude(self, model, out, step, elapsed):
+        return self.text.conclude(model, out, step, elapsed)
+
+
+class Spin(nn.Module):
+    """Prefer real text to the opponent's, beside the loss of the next byte (SPIN, arXiv 2401.01335)."""
+
+    watches = ("next_byte", "spin")
+
+    def __init__(self, model, cfg):
+        super().__init__()
+        self.model = model
+        self.cfg = cfg
+
+    def forward(self, real, *opponents, progress):
+        log_p_real = log_p(self.model, real)
+        next_byte = -log_p_real.mean()
+        loss = self.cfg.next_byte_weight * next_byte
+        if not opponents:
+            return torch.stack((loss, next_byte))
+        own, old_real, old_own = opponents
+        M = old_real.size(1)
+        new = log_p_real[:, -M:], log_p(self.model, own)[:, -M:]
+        spin = spin_loss(new, (old_real, old_own), self.cfg.spin_beta)
+        return torch.stack((loss + spin, next_byte, spin))
+
+
+@torch.no_grad()
+def write_on(model, prefix, u):
+    """Continue all prefixes at once: prefix (B, N), u (B, M) random numbers -> (B, N + M)."""
+    text = prefix
+    new = prefix
+    state = model.start(len(prefix))
+    for number in u.unbind(dim=1):
+        x, state = model.read(new, state, last=True)
+        new = draw(model.head(x[:, 0]).softmax(dim=1), number)[:, None]
+        text = torch.cat((text, new), dim=1)
+    return text
+
+
+def log_p(model, text):
+    """The log-probability of each byte but the first: text (B, 1 + T) -> (B, T)."""
+    logits = model.head(model.hidden(text[:, :-1]))
+    return -F.cross_entropy(logits.mT, text[:, 1:], reduction="none")
+
+
+def spin_loss(new, old, beta):
+    """The logistic loss of how much more the model raised the log-ratio of real text than of its own.
+
+    new and old are pairs (real, own) of log-probabilities (B, M), of the model and of its opponent.
+    ln 2: it cannot tell them apart.
+    """
+    real = (new[0] - old[0]).sum(dim=1)
+    own = (new[1] - old[1]).sum(dim=1)
+    return F.softplus(-beta * (real - own)).mean()
+
+
+def variety(text, n=6):
+    """Of the n-grams of texts (B, T): the share that are different; of each text's, the share that came before."""
+    powers = 256 ** torch.arange(n, device=text.device)
+    keys = (text.unfold(1, n, 1) * powers).sum(dim=2).sort(dim=1).values
+    repeated = (keys[:, 1:] == keys[:, :-1]).float().mean().item()
+    return keys.unique().numel() / keys.numel(), repeated
