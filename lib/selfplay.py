@@ -109,7 +109,9 @@ class GameSource:
         The loss is a mean over these entries. Games differ in length, so the mean of the means of
         micro-batches, or of processes, would be another one.
         """
-        n_true, n_rows = self.machine.sum([mask.sum().item(), len(mask)])
+        (n_true,) = self.machine.sum([mask.sum().item()])
+        # each process counts the same, also one with a row less than others
+        n_rows = len(mask) * self.machine.world
         return torch.full((len(mask),), max(1, n_true) / n_rows, device=mask.device)
 
     def sum(self, x):

@@ -104,3 +104,11 @@ def run(script, *args, check=True, **kwargs):
     done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=240, **kwargs)
     assert not check or done.returncode == 0, done.stdout + done.stderr
     return done
+
+
+def message_of(main, args):
+    """The one line with which a command refuses what a user got wrong."""
+    with pytest.raises(ValueError) as e:
+        main([str(arg) for arg in args])
+    assert "\n" not in str(e.value)
+    return str(e.value)

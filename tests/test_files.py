@@ -56,3 +56,31 @@ def test_durations():
 def test_knobs_that_are_gone_are_left_out():
     known = files.known_values({"n_layer": 3, "gone": 1}, files.ModelConfig)
     assert known == {"n_layer": 3}
+
+
+@pytest.mark.parametrize(
+    "error, status, said",
+    [
+        (None, 0, ""),
+        (ValueError("n_layer=0 must be at least 1"), "demo.py: n_layer=0 must be at least 1", ""),
+        (OSError("no such file"), "demo.py: no such file", ""),
+        (MemoryError(), "demo.py: out of memory: take less", ""),
+        (RuntimeError("can't allocate memory"), "demo.py: out of memory: take less", ""),
+        (KeyboardInterrupt("; all is saved"), 130, "demo.py: interrupted; all is saved\n"),
+        (EOFError(), "demo.py: stopped, because standard input has ended", ""),
+    ],
+)
+def test_how_a_command_ends(error, status, said, monkeypatch, capsys):
+    def main():
+        if error:
+            raise error
+
+    monkeypatch.setattr("sys.argv", ["/some/where/demo.py"])
+    with pytest.raises(SystemExit) as e:
+        files.run_command(main, out_of_memory="take less")
+    assert (e.value.code or 0) == status and capsys.readouterr().err == said
+
+
+def test_a_fault_of_ours_keeps_its_traceback():
+    with pytest.raises(RuntimeError, match="a bug"):
+        files.run_command(lambda: (_ for _ in ()).throw(RuntimeError("a bug")))

@@ -432,7 +432,11 @@ MOST = {
 }
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
+LARGE = ("stlm_50m", "stlm_100m", "plain_50m", "bpe_50m", "gpt2_124m")
+ALL = [pytest.param(p, marks=[pytest.mark.slow] * (p.stem in LARGE), id=p.stem) for p in SHIPPED]
+
+
+@pytest.mark.parametrize("path", ALL)
 def test_shipped_configs(path):
     """Law 8: counts are what the names say; byte models start at 8.0 +- 0.3 bpb."""
     cfg = build(Config, load_file(Config, path)[0])

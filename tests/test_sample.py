@@ -1,57 +1,63 @@
 """Text out: as a user calls it, on a model that knows nothing, from raw text to sample."""
 
+import io
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT, SMALL, run
+from conftest import ROOT, SMALL, message_of, run
+
+import prepare
+import sample
+import train
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """prepare -> train, as subprocesses, on text with characters of one to four bytes."""
+    """prepare -> train, on text with characters of one to four bytes."""
     home = tmp_path_factory.mktemp("home")
     sentence = "The naïve café sold 10 µg of 日本 tea to 🐍 and friends. "
-    (home / "text.txt").write_text(
-        "".join(f"{i} {sentence}\n" for i in range(200)), encoding="utf-8"
-    )
-    run("prepare.py", "text.txt", "--name=words", f"--data_dir={home / 'data'}", cwd=home)
-    run(
-        "train.py",
-        *SMALL,
-        f"--data_dir={home / 'data'}",
-        "--max_steps=120",
-        f"--out_dir={home / 'out/run'}",
-        cwd=home,
-    )
+    lines = [f"{i} {sentence}\n" for i in range(200)]
+    (home / "text.txt").write_text("".join(lines), encoding="utf-8")
+    data = f"--data_dir={home / 'data'}"
+    prepare.main([str(home / "text.txt"), "--name=words", data])
+    train.main([*SMALL, data, "--max_steps=120", f"--out_dir={home / 'out/run'}"])
     return home
 
 
-def test_the_newest_run_writes_text_and_only_text_to_stdout(trained):
-    done = run("sample.py", "--prompt=The naïve", "--max_new_bytes=120", cwd=trained)
-    assert (
-        done.stdout.startswith("The naïve")
-        and "bytes/s" in done.stderr
-        and "bytes/s" not in done.stdout
-    )
-    assert (
-        60 < len(done.stdout.encode()) <= 9 + 120 + 60
-    )  # (a byte that fits no character is written as three)
-    again = run(
-        "sample.py", "--prompt=The naïve", "--max_new_bytes=120", "--out_dir=out/run", cwd=trained
-    )
-    assert again.stdout == done.stdout, "same seed, same text"
-    other = run("sample.py", "--prompt=The naïve", "--max_new_bytes=120", "--seed=1", cwd=trained)
-    assert other.stdout != done.stdout
+@pytest.fixture
+def text_of(trained, monkeypatch, capsys):
+    """What sample.py writes to stdout with these arguments."""
+    monkeypatch.chdir(trained)
+
+    def call(*args):
+        capsys.readouterr()
+        sample.main([*args, "--device=cpu"])
+        return capsys.readouterr().out
+
+    return call
 
 
-def test_prompt_from_a_file_and_from_standard_input(trained):
+def test_the_newest_run_writes_text_and_only_text_to_stdout(trained, text_of):
+    args = ["--prompt=The naïve", "--max_new_bytes=120"]
+    done = run("sample.py", *args, "--device=cpu", cwd=trained)
+    assert done.stdout.startswith("The naïve")
+    assert "bytes/s" in done.stderr and "bytes/s" not in done.stdout
+    # (a byte that fits no character is written as three)
+    assert 60 < len(done.stdout.encode()) <= 9 + 120 + 60
+    assert text_of(*args, "--out_dir=out/run") == done.stdout, "same seed, same text"
+    assert text_of(*args, "--seed=1") != done.stdout
+
+
+def test_prompt_from_a_file_and_from_standard_input(trained, text_of, monkeypatch):
     (trained / "prompt.txt").write_text("日本", encoding="utf-8")
     args = ["--max_new_bytes=30", "--temperature=0"]
-    a = run("sample.py", "--prompt_file=prompt.txt", *args, cwd=trained)
-    b = run("sample.py", "--prompt_file=-", *args, cwd=trained, input="日本")
-    c = run("sample.py", "--prompt=日本", *args, cwd=trained)
-    assert a.stdout == b.stdout == c.stdout and a.stdout.startswith("日本")
+    a = text_of("--prompt_file=prompt.txt", *args)
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO("日本".encode())))
+    b = text_of("--prompt_file=-", *args)
+    c = text_of("--prompt=日本", *args)
+    assert a == b == c and a.startswith("日本")
 
 
 def test_samples_and_a_pipe_that_closes(trained):
@@ -78,9 +84,9 @@ def test_samples_and_a_pipe_that_closes(trained):
         (["--promt=x"], ["prompt"]),
     ],
 )
-def test_errors_are_one_line(trained, args, words):
+def test_errors_are_one_line(trained, args, words, monkeypatch):
+    monkeypatch.chdir(trained)
     (trained / "bad.bin").write_bytes(b"ab\xff")
-    done = run("sample.py", *args, check=False, cwd=trained)
-    assert done.returncode == 1 and done.stdout == "" and done.stderr.strip().count("\n") == 0
+    message = message_of(sample.main, args)
     for word in words:
-        assert word in done.stderr
+        assert word in message

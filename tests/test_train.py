@@ -250,42 +250,64 @@ def free_port():
         return s.getsockname()[1]
 
 
-@pytest.mark.parametrize("objective", ["next_byte", "next_patch"])
+def in_processes(world, folder, args):
+    """Run train.py in so many processes of gloo; the gradients of the first step go to FOLDER.RANK.pt."""
+    probe = folder.parent / "probe.py"
+    probe.write_text(PROBE)
+    port = free_port()
+    processes = []
+    for rank in range(world):
+        env = {
+            "RANK": str(rank),
+            "WORLD_SIZE": str(world),
+            "LOCAL_RANK": str(rank),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(ROOT),
+            "PATH": "",
+        }
+        command = [sys.executable, probe, f"{folder}.{rank}.pt", *args, f"--out_dir={folder}"]
+        processes.append(subprocess.Popen(command, env=env))
+    assert [p.wait(120) for p in processes] == [0] * world
+    assert json.loads((folder / "run.json").read_text())["processes"] == world
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        "next_byte",
+        pytest.param("next_patch", marks=pytest.mark.slow),
+        pytest.param("game", marks=pytest.mark.slow),
+        pytest.param("spin", marks=pytest.mark.slow),
+    ],
+)
 def test_one_process_equals_two(objective, small, tmp_path):
     """1 process x 4 accumulations = 2 gloo processes x 2: first gradients to 1e-6, losses of 10 steps to 1e-4."""
-    (tmp_path / "probe.py").write_text(PROBE)
-    args = [
-        *small,
-        "--micro_batch=2",
-        "--max_steps=10",
-        "--grad_clip=0",
-        f"--objective={objective}",
-    ]
-    for name, world in (("one", 1), ("two", 2)):
-        port, processes = free_port(), []
-        for rank in range(world):
-            env = {
-                "RANK": rank,
-                "WORLD_SIZE": world,
-                "LOCAL_RANK": rank,
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": port,
-            }
-            env = {k: str(v) for k, v in env.items()} | {
-                "OMP_NUM_THREADS": "1",
-                "PYTHONPATH": str(ROOT),
-                "PATH": "",
-            }
-            command = [sys.executable, tmp_path / "probe.py", tmp_path / f"{name}{rank}.pt", *args]
-            processes.append(subprocess.Popen([*command, f"--out_dir={tmp_path / name}"], env=env))
-        assert [p.wait(120) for p in processes] == [0] * world
-    one, two = (torch.load(tmp_path / f"{name}0.pt", weights_only=True) for name in ("one", "two"))
-    for i, gradient in one.items():
-        assert (gradient - two[i]).norm() <= 1e-6 * gradient.norm() + 1e-12
-    assert json.loads((tmp_path / "one" / "run.json").read_text())["processes"] == 1
-    a, b = (json.loads((tmp_path / n / "run.json").read_text())["verdict"] for n in ("one", "two"))
-    assert float(a["val_bpb"]) == pytest.approx(float(b["val_bpb"]), rel=1e-4)
-    assert losses(tmp_path / "one") == pytest.approx(losses(tmp_path / "two"), rel=1e-4)
+    args = [*small, f"--objective={objective}"]
+    if objective == "game":  # an odd number of games to read, too
+        args = ["config/selfplay_game.py", "--games=24", "--batch_bytes=891", "--pretrain=0.4"]
+        args += ["--n_embd=16", "--n_head=1", "--n_local_embd=16", "--gram_rows=64"]
+        args += ["--device=cpu", "--dtype=float32", "--log_interval=1", "--eval_interval=0"]
+    if objective == "spin":
+        train.main([*small, "--max_steps=5", f"--out_dir={tmp_path / 'base'}"])
+        args = ["config/selfplay_text.py", f"--init_from={tmp_path / 'base'}", "--prefix_bytes=8"]
+        args += ["--block_size=32", "--batch_bytes=256", "--spin_steps=3", "--eval_bytes=500"]
+        args += ["--device=cpu", "--dtype=float32", "--log_interval=1", "--eval_interval=0"]
+    args += ["--micro_batch=2", "--max_steps=10", "--grad_clip=0"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    in_processes(1, one, args)
+    in_processes(2, two, args)
+    expected = torch.load(f"{one}.0.pt", weights_only=True)
+    found = torch.load(f"{two}.0.pt", weights_only=True)
+    for i, gradient in expected.items():
+        assert (gradient - found[i]).norm() <= 1e-6 * gradient.norm() + 1e-12
+    measure = "loss" if objective == "game" else "bpb"
+    a, b = ({e["step"]: e[measure] for e in events(f) if e["event"] == "train"} for f in (one, two))
+    assert len(a) == 10 and a == pytest.approx(b, rel=1e-4, abs=1e-4)
+    a, b = (json.loads((folder / "run.json").read_text())["verdict"] for folder in (one, two))
+    if objective != "game":
+        assert float(a["val_bpb"]) == pytest.approx(float(b["val_bpb"]), rel=1e-4)
 
 
 def test_killed_during_a_save_leaves_a_loadable_checkpoint(small, tmp_path):
