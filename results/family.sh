@@ -36,10 +36,10 @@ for config in ${*:-stlm_50m stlm_100m}; do
   wait
   rm "$log/started"
   measure resumed "$python" $train --resume
-  measure sample "$python" sample.py --model="$run" --prompt="The cell " --max_new_bytes=400 --seed=1
-  measure eval "$python" bench.py eval --model="$run" --data="${ITEMS:-data/eval}" --limit=40 --tasks=val,blimp,arc_easy
+  measure sample "$python" sample.py --model="$run" --weights=last --prompt="The cell " --max_new_bytes=400 --seed=1
+  measure eval "$python" bench.py eval --model="$run" --weights=last --data="${ITEMS:-data/eval}" --limit=40 --tasks=val,blimp,arc_easy
   rm -rf "$run-shared"
-  measure share "$python" -m tools.share --model="$run" --to="$run-shared" --bits=8
+  measure share "$python" -m tools.share --model="$run" --weights=last --to="$run-shared" --bits=8
   measure sample_shared "$python" sample.py --model="$run-shared" --prompt="The cell " --max_new_bytes=400 --seed=1
   cp "$run/log.jsonl" "$log/"
 done

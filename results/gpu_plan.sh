@@ -41,8 +41,8 @@ train() { # CONFIG NAME [KNOBS...]: trains, scores and samples; its log and figu
     --eval_interval=2000 --log_interval=50 --overwrite --out_dir=out/"$name" "$@" "${tiny[@]}" > "$out/$name/train.txt" 2>&1 ||
     { tail -n 3 "$out/$name/train.txt"; return 0; }
   echo "$name: $(tail -n 1 "$out/$name/train.txt")"
-  $python bench.py eval --out_dir=out/"$name" --data="$items" --limit="$limit" > "$out/$name/eval.txt" 2>&1 || true
-  $python sample.py --out_dir=out/"$name" --max_new_bytes=600 > "$out/$name/sample.txt" 2>&1 || true
+  $python bench.py eval --out_dir=out/"$name" --weights=last --data="$items" --limit="$limit" > "$out/$name/eval.txt" 2>&1 || true
+  $python sample.py --out_dir=out/"$name" --weights=last --max_new_bytes=600 > "$out/$name/sample.txt" 2>&1 || true
   cp out/"$name"/{log.jsonl,run.json,eval.json} "$out/$name"/ || true
   pack
 }

@@ -22,11 +22,11 @@ shorten() { # a command as it stands in the README -> what is run here
   sed -E "
     s/ +# .*//
     /^(make|pip|\. \.venv|python -m venv)/ s/^/: /
-    /^python harness/ { $(python -c 'import lm_eval' 2> /dev/null && [ -n "$online" ] || echo 's/^/: /;') s/200/2/ }
+    /^python -m tools.harness/ { $(python -c 'import lm_eval' 2> /dev/null && [ -n "$online" ] || echo 's/^/: /;') s/200/2/ }
     /^(python train|torchrun)/ { s/ --max_(steps|seconds)=[^ ]+//; s/\$/ $length/ }
     /stlm_(10|50|100)m/ s/\$/ $model --batch_bytes=1024 --micro_batch=1/
     s/--nproc_per_node=[0-9]+/--nproc_per_node=2/; s/--nnodes=2/--nnodes=1/; s/HOST:/localhost:/
-    /^python selfplay/ s/\$/ --max_steps=2 --games=4 --pretrain=0.5 --eval_bytes=1000 --batch_bytes=512 --micro_batch=1/
+    /^python train.*selfplay_/ s/\$/ --games=4 --pretrain=0.5 --batch_bytes=512 --micro_batch=1/
     /^python bench.py speed/ s/\$/ config\/shakespeare_80k.py --rounds=1 --seconds=0/
     /^python bench.py eval\$/ s/\$/ --limit=10$([ -n "$online" ] || echo " --tasks=val")/
     /^python prepare/ s/ --max_bytes=[^ ]+|\$/ --max_bytes=400_000/

@@ -19,29 +19,32 @@ for part in ${*:-game text}; do
       for opponent in ${OPPONENTS:-self random none}; do
         run=tictactoe-$opponent-seed$seed
         case $opponent in
+          self) knobs= ;;
           random) knobs="--random_games=1 --openings=0" ;; # never against itself
-          *) knobs=--opponent=$opponent ;;
+          none) knobs=--pretrain=1 ;; # reads random games
         esac
-        $python selfplay.py config/selfplay_game.py $knobs --seed="$seed" \
+        $python train.py config/selfplay_game.py $knobs --seed="$seed" \
           --max_seconds="${SECONDS_GAME:-600}" --out_dir=out/"$run" --overwrite > "out/$run.txt"
         keep "$run"
       done
       run=nim-self-seed$seed
-      $python selfplay.py config/selfplay_game.py --game=nim --entropy_end=0.1 --seed="$seed" --max_seconds=180 --out_dir=out/"$run" \
+      $python train.py config/selfplay_game.py --game=nim --entropy_end=0.1 --seed="$seed" --max_seconds=180 --out_dir=out/"$run" \
         --overwrite > "out/$run.txt"
       keep "$run"
     done
     $python results/selfplay_picture.py
   else
     [ -e out/demo/best.pt ] || $python train.py config/demo.py --out_dir=out/demo
-    $python results/tell_apart.py out/demo | tee -a $out/verdicts.txt
     for seed in ${SEEDS:-1 2 3}; do
       for opponent in ${OPPONENTS:-self none}; do
         run=text-$opponent-seed$seed
-        $python selfplay.py config/selfplay_text.py --init_from=out/demo --opponent="$opponent" --seed="$seed" \
+        case $opponent in
+          self) knobs= ;;
+          none) knobs=--spin_beta=0 ;; # next-byte training
+        esac
+        $python train.py config/selfplay_text.py --init_from=out/demo $knobs --seed="$seed" \
           --max_seconds="${SECONDS_TEXT:-300}" --out_dir=out/"$run" --overwrite > "out/$run.txt"
         keep "$run"
-        $python results/tell_apart.py out/"$run" | tee -a $out/verdicts.txt
       done
     done
   fi

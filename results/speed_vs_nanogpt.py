@@ -60,15 +60,16 @@ def worker(arm, size, path, fast):
         forward = torch.compile(model) if fast else model
         loss_of = lambda x, y: forward(x, y)[1]  # noqa: E731
     else:
-        import train
+        from config import Config
+        from lib.machine import keep_freed_memory, pick_dtype
+        from lib.optim import make_optimizers
         from model import STLM
 
-        cfg = train.Config(pooling=arm, block_size=T, max_steps=1, **spec[arm])
+        cfg = Config(pooling=arm, block_size=T, max_steps=1, **spec[arm])
         model = STLM(cfg)
-        optimizers = train.make_optimizers(
-            model, cfg, train.pick_dtype("auto", torch.device("cpu"))[0]
-        )
-        train.keep_freed_memory()
+        muon_dtype, _ = pick_dtype("auto", torch.device("cpu"))
+        optimizers = make_optimizers(model, cfg, muon_dtype)
+        keep_freed_memory()
         loss_of = torch.compile(model) if fast else model
     for step in range(2 + steps):
         if step == 2:
