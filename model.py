@@ -331,11 +331,13 @@ class Attention(nn.Module):
 
     def forward(self, x, rope, cache=None):
         B, P, C = x.shape
-        qkv = self.qkv(x).view(B, P, 3, self.n_head, C // self.n_head)
-        q, k, v = qkv.unbind(dim=2)  # (B, P, H, D) each
-        # Normalised, so that attention scores cannot grow with the weights. rope is float32.
-        q = rotate(norm(q), rope).to(v.dtype)
-        k = rotate(norm(k), rope).to(v.dtype)
+        H = self.n_head
+        qkv = self.qkv(x).view(B, P, 3 * H, C // H)
+        qk, v = qkv.split((2 * H, H), dim=2)
+        # Normalised, so that attention scores cannot grow with the weights; queries and keys
+        # together, because generation is bound by the number of calls. rope is float32.
+        qk = rotate(norm(qk), rope).to(v.dtype)
+        q, k = qk.chunk(2, dim=2)  # (B, P, H, D) each
         if cache is None:
             y = attend(q, k, v)
         else:

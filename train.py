@@ -40,7 +40,7 @@ from lib import files
 from lib.data import Data, bits_per_byte, newest_dataset
 from lib.files import duration, load_checkpoint
 from lib.machine import Machine, flops_per_symbol, parameter_table
-from lib.objectives import load_own_weights, make_objective, own_weights
+from lib.objectives import make_objective
 from lib.optim import active_optimizers, make_optimizers
 from lib.run import RUN_FILES, Clock, Log, draw_losses
 from lib.selfplay import GameSource, SpinSource
@@ -616,6 +616,27 @@ def make_model(cfg, checkpoint):
                 raise ValueError(f"{path} has {key}={theirs}, this config {ours}")
         model.load_state_dict(other.state_dict())
     return model
+
+
+def own_weights(objective):
+    """The weights that an objective has beside the model's: last.pt holds them, best.pt does not."""
+    if not hasattr(objective, "model"):  # it is the model
+        return {}
+    return {k: w for k, w in objective.state_dict().items() if not k.startswith("model.")}
+
+
+def load_own_weights(objective, weights):
+    """The inverse, for resuming. ValueError if they are another objective's."""
+    # up to commit 1254c3f only next_patch had any, and its head was stored alone
+    if set(weights) == {"weight"}:
+        weights = {"head.weight": weights["weight"]}
+    expected = own_weights(objective)
+    if weights.keys() != expected.keys():
+        raise ValueError(
+            f"last.pt has the objective's weights {sorted(weights)}, this code expects "
+            f"{sorted(expected)}: it was saved by other code"
+        )
+    objective.load_state_dict(weights, strict=False)
 
 
 def load_optimizers(optimizers, states):

@@ -49,27 +49,6 @@ def make_objective(model, cfg):
     return objective.to(model.embed.weight.device)
 
 
-def own_weights(objective):
-    """The weights that an objective has beside the model's: last.pt holds them, best.pt does not."""
-    if not hasattr(objective, "model"):  # it is the model
-        return {}
-    return {k: w for k, w in objective.state_dict().items() if not k.startswith("model.")}
-
-
-def load_own_weights(objective, weights):
-    """The inverse, for resuming. ValueError if they are another objective's."""
-    # up to commit 1254c3f only next_patch had any, and its head was stored alone
-    if set(weights) == {"weight"}:
-        weights = {"head.weight": weights["weight"]}
-    expected = own_weights(objective)
-    if weights.keys() != expected.keys():
-        raise ValueError(
-            f"last.pt has the objective's weights {sorted(weights)}, this code expects "
-            f"{sorted(expected)}: it was saved by other code"
-        )
-    objective.load_state_dict(weights, strict=False)
-
-
 class MultiByte(nn.Module):
     """Each place predicts the byte that follows, and to a lesser degree those after it: with n_future=3 one softmax is
     held against the next three bytes with weights 1, 1/2, 1/4. All but the first fall to 0 over the first half of the

@@ -29,6 +29,7 @@ from lib.selfplay import (
     write_on,
 )
 from model import PAD, STLM
+from tools import share
 from tools.share import about_run
 
 SMALL = [
@@ -404,10 +405,13 @@ def test_resumed_equals_uninterrupted_and_leaves_what_sample_takes(tmp_path):
 def test_a_person_plays_either_side(tmp_path, monkeypatch, capsys):
     out = tmp_path / "run"
     train.main([*SMALL, "--max_steps=3", f"--out_dir={out}"])
+    shared = tmp_path / "shared"
+    share.main([f"--model={out}", f"--to={shared}"])
+    assert "plays tictactoe" in (shared / "README.md").read_text()
     for begins in ("y", "n"):
         answers = iter([begins, "x", *"123456789" * 3])
         monkeypatch.setattr("builtins.input", lambda _: next(answers))  # noqa: B023
-        sample.main([f"--model={out}", "--device=cpu"])
+        sample.main([f"--model={out if begins == 'y' else shared}", "--device=cpu"])
         last = capsys.readouterr().out.splitlines()[-1]
         assert last.startswith(("you win", "the model wins", "a draw")) and ": X" in last
 

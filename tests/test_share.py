@@ -242,6 +242,7 @@ def test_the_harness_takes_it(shared):
 
 def test_the_card_tells_what_the_run_knows(trained, shared):
     card = (shared / "README.md").read_text()
+    assert "chosen on val" in card
     run_json = json.loads((trained / "run.json").read_text())
     assert card.startswith("---\nlicense: mit\n") and 'STLM.from_pretrained(".")' in card
     for fact in (

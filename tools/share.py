@@ -84,7 +84,8 @@ def about_run(checkpoint, path):
     """What is told of a model beside its weights: from its checkpoint and, where they lie beside it and speak of these
     weights, run.json and eval.json."""
     keys = ("step", "elapsed", "commit", "data", "command", "device", "verdict", "val", "tasks")
-    about = {key: checkpoint[key] for key in (*keys, "chosen_on_val") if key in checkpoint}
+    keys += ("chosen_on_val", "game")
+    about = {key: checkpoint[key] for key in keys if key in checkpoint}
     if path.suffix == ".pt":
         about["chosen_on_val"] = path.name == "best.pt"
         about |= about_checkpoint(checkpoint, path)
@@ -140,7 +141,9 @@ def write_card(cfg, model, small, megabytes):
     where = f"{about['elapsed']:,.0f} seconds on {about.get('device', 'an unknown machine')}"
     facts += [f"- training: {about['step']:,} steps in {where}; commit {about['commit']}"]
     facts += [f"- command: `{about['command']}`"] if "command" in about else []
-    if about.get("chosen_on_val"):
+    if "game" in about:
+        facts += [f"- it plays {about['game']}: the weights are those that lost the fewest lines"]
+    elif about.get("chosen_on_val"):
         facts += ["- weights: those with the lowest loss in the run's evaluations: chosen on val"]
     if "val" in about:
         facts += [f"- val at 32 bits: {about['val']['bpb']:.4f} bits per byte"]
