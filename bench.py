@@ -137,6 +137,8 @@ def training_speed(model, cfg, options, symbols, per_symbol, machine):
     idx = torch.stack([symbols[i : i + T] for i in starts])
     targets = torch.stack([symbols[i + 1 : i + 1 + T] for i in starts])
 
+    # the model alone, whatever the config trains it for
+    cfg = dataclasses.replace(cfg, objective="next_byte", teacher="")
     model.dropout.is_on = cfg.dropout > 0
     model.dropout.rate.fill_(cfg.dropout)
     optimizers = make_optimizers(model, cfg, machine.muon_dtype)

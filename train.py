@@ -63,7 +63,7 @@ MAY_CHANGE = {
     "teacher",
 }
 # ... and those that belong to the command, not to the run.
-OF_THE_COMMAND = {"out_dir", "resume", "overwrite", "init_from", "wandb"}
+OF_THE_COMMAND = {"out_dir", "resume", "overwrite", "wandb"}
 # Of these, objective=spin takes the values of the run it starts from.
 SHAPE = {field.name for field in dataclasses.fields(ModelConfig)} - {"block_size", "max_patches"}
 
@@ -172,6 +172,8 @@ def train(cfg, argv):
             # save and evaluate
             if is_due:
                 clock.stop()
+                # a signal may just have come, or the last of max_seconds passed
+                is_over = clock.is_over(step)
                 checkpoint = make_checkpoint()
                 save(checkpoint, last_path, machine)
                 if not clock.interrupted:
@@ -246,31 +248,32 @@ def train(cfg, argv):
                 log.say(line, end="\n" if stays else "   \r")
                 logged_step, logged_elapsed = step, clock.elapsed
 
-    # A process that leaves while another still saves would break its connection.
-    if machine.world > 1:
-        dist.barrier()
-    if clock.interrupted:
-        log.record("interrupted", step, clock.elapsed)
-        log.status("interrupted", step, clock.elapsed)
-        log.say(f"stopped by a signal after step {step}; {last_path} is saved, --resume continues")
-        return 130
+        # A process that leaves while another still saves would break its connection.
+        if machine.world > 1:
+            dist.barrier()
+        if clock.interrupted:
+            log.record("interrupted", step, clock.elapsed)
+            log.status("interrupted", step, clock.elapsed)
+            log.say(f"stopped by a signal after step {step}: --resume continues from {last_path}")
+            return 130
 
-    # the result
-    result, verdict, verdict_step = source.conclude(model, out, step, clock.elapsed)
-    log.record("end", step, clock.elapsed, **result)
-    log.status(
-        "finished",
-        step,
-        clock.elapsed,
-        best_step=best_step,
-        verdict=verdict,
-        verdict_step=verdict_step,
-    )
-    if log.is_writer and cfg.objective != "game":
-        draw_losses(log.events, out / "loss.png")
+        # the result; a signal does not stop this
+        result, verdict, verdict_step = source.conclude(model, out, step, clock.elapsed)
+        log.record("end", step, clock.elapsed, **result)
+        log.status(
+            "finished",
+            step,
+            clock.elapsed,
+            best_step=best_step,
+            verdict=verdict,
+            verdict_step=verdict_step,
+        )
+
     log.say(best_line(best, best_step, newest, step, source.measure))
     log.say(f"weights and log are in {out}; python sample.py --model={out} uses them")
     log.say(" ".join(f"{key}={value}" for key, value in verdict.items()))
+    if log.is_writer and cfg.objective != "game":
+        draw_losses(log.events, out / "loss.png")
     return 0
 
 
@@ -572,7 +575,10 @@ def shaped_as_trained(cfg):
     if not trained["dataset"] and not cfg.dataset:
         raise ValueError(f"{path} was trained on no dataset: give --dataset=NAME")
     keys = (SHAPE | {"dataset", "data_dir"}) - cfg.from_command_line
-    return dataclasses.replace(cfg, **{key: trained[key] for key in keys})
+    changes = {key: trained[key] for key in keys}
+    if trained["pooling"] != cfg.pooling and "max_patches" not in cfg.from_command_line:
+        changes["max_patches"] = 0  # the config file's is for other patches
+    return dataclasses.replace(cfg, **changes)
 
 
 def find_dataset(cfg, machine, log):
@@ -751,4 +757,7 @@ def best_line(best, best_step, newest, step, measure):
 
 
 if __name__ == "__main__":
-    files.run_command(main, out_of_memory="halve --micro_batch (no result changes)")
+    files.run_command(
+        main,
+        out_of_memory="halve --micro_batch (no result changes); self-play: fewer --games, --spin_steps",
+    )

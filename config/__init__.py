@@ -123,8 +123,6 @@ class Config(ModelConfig):
             raise ValueError(f"warmup={self.warmup} + decay={self.decay} must be at most 1")
         if self.resume and self.overwrite:
             raise ValueError("resume continues the run in out_dir, overwrite deletes it: give one")
-        if self.resume == "true" and self.init_from:
-            raise ValueError("resume continues the run in out_dir: it excludes init_from")
         if self.objective in ("game", "spin"):
             self.check_selfplay()
 

@@ -187,7 +187,7 @@ def load_run(name, first="best", device="cpu"):
     nothing = {"step": 0, "elapsed": 0.0, "commit": "unknown", "data": {}}
     run = nothing | {k: v for k, v in model.about.items() if type(v) is type(nothing.get(k, v))}
     config = dataclasses.asdict(model.cfg) | {
-        "dataset": str(run["data"].get("name")),
+        "dataset": str(run["data"].get("name") or ""),
         "data_dir": "data",
     }
     return model, run | {"config": config}, path

@@ -105,6 +105,6 @@ def active_optimizers(optimizers, progress):
     active = []
     for optimizer in optimizers:
         first, last = optimizer.phase
-        if first <= progress and (progress < last or last == 1.0):
+        if first <= progress and first < last and (progress < last or last == 1.0):
             active.append(optimizer)
     return active

@@ -89,7 +89,7 @@ class Clock:
             raise KeyboardInterrupt("; the newest checkpoint is whole, --resume continues from it")
         self.signals.append(number)
         if self.machine.rank == 0:
-            print("stopping after this step; Ctrl-C again stops at once", flush=True)
+            print("stopping when all is saved; Ctrl-C again stops at once", flush=True)
 
     def on_continue(self, number, frame):
         self.was_suspended = True
@@ -189,6 +189,8 @@ def draw_losses(log, path):
 
     train = np.array([(e["step"], e["bpb"]) for e in log if e["event"] == "train"])
     val = np.array([(e["step"], e["bpb"]) for e in log if e["event"] == "eval"])
+    if len(train) == 0 or len(val) == 0:  # somebody removed the log
+        return
     # a single step says more about its text than about the model
     n = max(1, len(train) // 20)
     smooth = [train[max(0, i - n + 1) : i + 1, 1].mean() for i in range(len(train))]

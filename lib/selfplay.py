@@ -75,7 +75,7 @@ class GameSource:
         return {}
 
     def at(self, step, progress):
-        if progress < self.cfg.pretrain:
+        if progress < self.cfg.pretrain or self.cfg.pretrain == 1:
             return self.games_to_read(step)
         return self.games_to_learn_from(step)
 

@@ -417,6 +417,53 @@ def test_an_evaluation_that_was_due_is_made_on_resume(small, tmp_path, monkeypat
     assert evals[0] == evals[1] and len(evals[0]) == 2
 
 
+def test_a_signal_just_before_an_evaluation_does_not_lose_it(small, tmp_path, monkeypatch):
+    """It came between a step and its evaluation, and one more step was made: the evaluation was lost for good."""
+    out = tmp_path / "run"
+    original = train.Log.record
+
+    def record(self, event, step, *args, **values):
+        original(self, event, step, *args, **values)
+        if (event, step) == ("train", 4):
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(train.Log, "record", record)
+    args = [*small, "--max_steps=8", "--eval_interval=4", f"--out_dir={out}"]
+    assert train.main(args) == 130
+    assert load_checkpoint(out / "last.pt")["step"] == 4
+    monkeypatch.setattr(train.Log, "record", original)
+    assert train.main([*args, "--resume"]) == 0
+    assert [e["step"] for e in read_log(out / "log.jsonl") if e["event"] == "eval"] == [4, 8]
+
+
+def test_a_signal_during_the_verdict_lets_it_finish(small, tmp_path, monkeypatch, capsys):
+    original = train.TextSource.conclude
+
+    def conclude(self, *args):
+        signal.raise_signal(signal.SIGTERM)
+        return original(self, *args)
+
+    monkeypatch.setattr(train.TextSource, "conclude", conclude)
+    out = tmp_path / "run"
+    assert train.main([*small, "--max_steps=2", f"--out_dir={out}"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("val_bpb=")
+    assert json.loads((out / "run.json").read_text())["status"] == "finished"
+
+    def fails(self, *args):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(train.TextSource, "conclude", fails)
+    with pytest.raises(OSError):
+        train.main([f"--out_dir={out}", "--resume"])
+    assert json.loads((out / "run.json").read_text())["status"] == "failed"
+
+
+def test_a_finished_run_whose_log_is_gone_still_has_its_verdict(run_folder, capsys):
+    (run_folder / "log.jsonl").unlink()
+    assert train.main([f"--out_dir={run_folder}", "--resume"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("val_bpb=")
+
+
 def test_a_process_that_was_stopped_does_not_pay_for_it(tmp_path, data_dir, small):
     command = [
         sys.executable,

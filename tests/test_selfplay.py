@@ -461,14 +461,41 @@ def test_on_text_a_run_resumes_and_says_what_it_wrote(small, tmp_path, capsys):
     assert said.splitlines()[-1].startswith("val_bpb=")
     with stopped_after(3):
         assert train.main([*args, start, f"--out_dir={tmp_path / 'parts'}"]) == 130
-    assert train.main([*args, f"--out_dir={tmp_path / 'parts'}", "--resume"]) == 0
-    a, b = (load_checkpoint(tmp_path / name / "last.pt")["model"] for name in ("whole", "parts"))
+    assert train.main([*args, start, f"--out_dir={tmp_path / 'parts'}", "--resume"]) == 0
+    a, b = (load_checkpoint(tmp_path / name / "last.pt") for name in ("whole", "parts"))
+    assert b["config"]["init_from"] == str(tmp_path / "base"), "where it came from stays known"
+    a, b = a["model"], b["model"]
     assert all(torch.equal(a[k], b[k]) for k in a)
     lines = (tmp_path / "parts" / "log.jsonl").read_text().splitlines()
     steps = [e for e in map(json.loads, lines) if e["event"] == "train"]
     assert [e["step"] for e in steps] == [1, 2, 3, 4, 5, 6]
     assert all(0 < e["distinct_own"] <= 1 and 0 <= e["repeated_real"] < 1 for e in steps)
     assert steps[0]["spin"] == pytest.approx(math.log(2), abs=1e-6), "model and opponent are alike"
+
+
+def test_reading_alone_needs_no_player(tmp_path):
+    out = f"--out_dir={tmp_path / 'run'}"
+    args = [*SMALL, "--pretrain=1", "--max_steps=0", "--max_seconds=0.000001", out]
+    assert train.main(args) == 0
+
+
+def test_spin_takes_the_patches_of_a_run_without_pooling(small, tmp_path):
+    plain = ["--pooling=none", "--max_patches=0", "--max_steps=2"]
+    train.main([*small, *plain, f"--out_dir={tmp_path / 'base'}"])
+    args = ["config/selfplay_text.py", "--max_steps=1", "--block_size=32", "--batch_bytes=64"]
+    args += ["--prefix_bytes=8", "--eval_bytes=500", "--device=cpu"]
+    start = f"--init_from={tmp_path / 'base'}"
+    assert train.main([*args, start, f"--out_dir={tmp_path / 'run'}"]) == 0
+
+
+def test_the_card_of_a_game_praises_only_the_best_weights(tmp_path):
+    out = tmp_path / "run"
+    train.main([*SMALL, "--max_steps=3", f"--out_dir={out}"])
+    for weights in ("best", "last"):
+        to = tmp_path / weights
+        share.main([f"--model={out}", f"--weights={weights}", f"--to={to}"])
+        card = (to / "README.md").read_text()
+        assert ("lost the fewest lines" in card) == (weights == "best")
 
 
 def test_without_an_opponent_spin_is_next_byte_training(small, tmp_path):

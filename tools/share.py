@@ -142,7 +142,9 @@ def write_card(cfg, model, small, megabytes):
     facts += [f"- training: {about['step']:,} steps in {where}; commit {about['commit']}"]
     facts += [f"- command: `{about['command']}`"] if "command" in about else []
     if "game" in about:
-        facts += [f"- it plays {about['game']}: the weights are those that lost the fewest lines"]
+        facts += [f"- it plays {about['game']}"]
+    if about.get("chosen_on_val") and "game" in about:
+        facts += ["- weights: those that lost the fewest lines in the run's evaluations"]
     elif about.get("chosen_on_val"):
         facts += ["- weights: those with the lowest loss in the run's evaluations: chosen on val"]
     if "val" in about:
