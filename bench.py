@@ -2,7 +2,7 @@
 
     python bench.py speed                                # 10M, pooled beside plain (on CUDA: 50M, beside BPE as well)
     python bench.py speed config/demo.py config/stlm_10m.py --rounds=5
-    python bench.py eval --model=out/demo                # val and five benchmarks, from the Hub
+    python bench.py eval --model=out/demo                # val and benchmarks, from the Hub
     python bench.py eval --data=DIR --tasks=val,blimp    # DIR/blimp.jsonl
     python bench.py eval --text=novel.txt                # bits per byte of any text
 
@@ -457,7 +457,7 @@ def evaluate(options):
                 if options.tasks:
                     raise ValueError(f"{task}: {e}") from None
                 print(f"{task}: left out: {e}", file=sys.stderr)
-                if task != "val" and not options.data:
+                if isinstance(e, Unreachable):
                     break  # the Hub would not answer for the others either
             # a long evaluation that is stopped keeps what it has
             write_json(out / "eval.json", result)
@@ -545,6 +545,10 @@ def val_of(checkpoint, data_dir):
     return data
 
 
+class Unreachable(ValueError):
+    """The Hub does not answer."""
+
+
 def items_of(task, options):
     """The items of a task, from options.data or the Hub."""
     try:
@@ -553,10 +557,14 @@ def items_of(task, options):
             if options.data
             else BENCHMARKS[task][1]()
         )
+    except (KeyError, IndexError, TypeError, AttributeError) as e:
+        if options.data:
+            raise
+        raise ValueError(f"its rows on the Hub are other than expected: {e!r}") from None
     except Exception as e:
         if options.data:
             raise
-        raise ValueError(
+        raise Unreachable(
             f"not from the Hub ({first_line(e)[:120]}); --data=DIR reads local files"
         ) from None
     if not items:

@@ -65,7 +65,7 @@ class ModelConfig:
     pooling: Literal["none", "fixed", "space"] = "space"  # space: after words
     block_size: int = 512  # T: bytes (gpt2: tokens) of context in training
     max_patch: int = 16  # longest patch in bytes; with pooling=fixed the length of every patch
-    max_patches: int = 0  # P: patches of context; 0: T (none), T/max_patch (fixed), T/4 (space)
+    max_patches: int = 0  # P: patches of context; 0: T (none), T/max_patch (fixed), T/4 (else)
     # --- model: sizes ---
     n_layer: int = 6  # trunk blocks
     n_head: int = 6  # attention heads in a trunk block
@@ -579,8 +579,10 @@ class STLM(nn.Module):
             ends = separator[:, 1:] & ~separator[:, :-1]
         elif self.cfg.pooling == "fixed":
             ends = torch.zeros_like(idx, dtype=torch.bool)
-        else:
+        elif self.cfg.pooling == "none":
             ends = torch.ones_like(idx, dtype=torch.bool)
+        else:
+            raise ValueError(f"patch_ends has no rule for pooling={self.cfg.pooling!r}: add it")
 
         # Longer patches are cut: a patch also ends every max_patch bytes after an end by the rule.
         t = torch.arange(idx.size(1), device=idx.device).expand_as(idx)
@@ -984,6 +986,8 @@ class STLM(nn.Module):
                 raise ValueError("its weights are not finite")
         except Exception as e:
             why = " ".join(str(e).split())[:300]
+            if (folder / "model.safetensors").exists():
+                raise ValueError(f"the model in {name} cannot be used: {why}") from None
             raise ValueError(
                 f"no model in {name} (a folder here, or USER/NAME on the Hub): {why}"
             ) from None

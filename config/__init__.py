@@ -63,7 +63,13 @@ class Config(ModelConfig):
     dropout_schedule: Literal["constant", "linear", "triangle"] = "constant"
     # --- objective: what training predicts (lib/objectives.py, lib/selfplay.py) ---
     objective: Literal[
-        "next_byte", "multi_byte", "masked", "next_patch", "distill", "game", "spin"
+        "next_byte",
+        "multi_byte",
+        "masked",
+        "next_patch",
+        "distill",
+        "game",
+        "spin",
     ] = "next_byte"  # each has its knobs
     n_future: int = 3  # multi_byte: how many bytes ahead are predicted, the next one included
     mask_share: float = 0.15  # masked: share of the input bytes that are hidden

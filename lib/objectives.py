@@ -33,19 +33,26 @@ def make_objective(model, cfg):
     """The module to train for `cfg`, where the model is."""
     if cfg.teacher and cfg.objective != "distill":
         raise ValueError(f"teacher={cfg.teacher} only works with --objective=distill")
+    # switched off by their knobs, all of these are next_byte
     objective = model
-    if cfg.objective == "multi_byte" and cfg.n_future > 1:
-        objective = MultiByte(model, cfg)
-    elif cfg.objective == "masked" and cfg.mask_share > 0:
-        objective = Masked(model, cfg)
-    elif cfg.objective == "next_patch" and cfg.patch_weight > 0:
-        objective = NextPatch(model, cfg)
-    elif cfg.objective == "distill" and cfg.teacher_share > 0:
-        objective = Distill(model, cfg)
+    if cfg.objective == "multi_byte":
+        if cfg.n_future > 1:
+            objective = MultiByte(model, cfg)
+    elif cfg.objective == "masked":
+        if cfg.mask_share > 0:
+            objective = Masked(model, cfg)
+    elif cfg.objective == "next_patch":
+        if cfg.patch_weight > 0:
+            objective = NextPatch(model, cfg)
+    elif cfg.objective == "distill":
+        if cfg.teacher_share > 0:
+            objective = Distill(model, cfg)
     elif cfg.objective == "game":
         objective = PlayGame(model, cfg)
     elif cfg.objective == "spin":
         objective = Spin(model, cfg)
+    elif cfg.objective != "next_byte":
+        raise ValueError(f"make_objective makes no objective={cfg.objective!r}: add it")
     return objective.to(model.embed.weight.device)
 
 

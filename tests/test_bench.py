@@ -320,7 +320,9 @@ def test_items_from_the_hub_are_worded_as_in_the_harness(monkeypatch):
         "allenai/winogrande": wino,
     }
     rows["Rowan/hellaswag"] = swag | {"label": "1"}
-    monkeypatch.setattr(datasets, "load_dataset", lambda path, config, split: [rows[path]])
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda path, config=None, split=None: [rows[path]]
+    )
     monkeypatch.setattr(datasets, "get_dataset_config_names", lambda path: ["wh_island"])
     names = ("blimp", "arc_easy", "mmlu", "hellaswag", "winogrande")
     found = {name: next(BENCHMARKS[name][1]()) for name in names}
@@ -414,6 +416,20 @@ def test_without_the_hub_what_can_be_scored_is_scored(at_home, capsys, monkeypat
     )
     with pytest.raises(ValueError, match="blimp: not from the Hub"):
         bench.main(["eval", "--tasks=blimp"])
+
+    # another benchmark's mistake is named, and does not cost the others
+    def mistaken():
+        yield {}["sol1"]
+
+    def right():
+        yield {"context": "", "choices": ["a", "b"], "answer": 0}
+
+    monkeypatch.setattr(bench, "BENCHMARKS", {"mine": ("", mistaken), "good": ("", right)})
+    done = call(capsys, "eval")
+    assert (
+        "mine: left out: its rows on the Hub are other than expected: KeyError('sol1')" in done.err
+    )
+    assert "good" in json.loads(Path("out/run/eval.json").read_text())["tasks"]
 
 
 SIZES = (

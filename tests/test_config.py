@@ -70,7 +70,7 @@ def test_a_file_builds_on_another(tmp_path):
         (["--share_ffn=maybe"], ["share_ffn", "true/false"]),
         (
             ["--pooling=spaces"],
-            ["pooling='spaces'", "'none', 'fixed', 'space'", "did you mean 'space'"],
+            ["pooling='spaces'", "'none'", "'fixed'", "did you mean 'space'"],
         ),
         (["--n_head=5"], ["n_embd", "n_head", "multiple"]),
         (["--max_steps=5"], ["max_steps=5", "max_seconds=180"]),

@@ -13,7 +13,18 @@ from hypothesis import strategies as st
 
 from config import Config, build, load_file
 from lib.machine import flops_per_symbol, parameter_table
-from model import EOT, NONE, STLM, LocalLayer, ModelConfig, Past, matches, newest_matches, rows_of
+from model import (
+    EOT,
+    NONE,
+    STLM,
+    LocalLayer,
+    ModelConfig,
+    Past,
+    matches,
+    newest_matches,
+    rotary,
+    rows_of,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -493,12 +504,21 @@ def test_first_weights_follow_from_seed_and_name_alone():
     assert not torch.equal(first, second)
 
 
+def test_at_first_every_residual_branch_adds_nothing():
+    model = STLM(ModelConfig(n_layer=2, n_head=2, n_embd=32, n_local_embd=24, canon_reach=3))
+    x = torch.randn(2, 7, 32)
+    for block in model.blocks:
+        assert torch.equal(block(x, rotary(torch.arange(7), 16)), x)
+    for layer in (*model.encoder, *model.decoder):
+        assert not layer(torch.randn(2, 7, 24)).any()
+
+
 def test_looping_and_sharing_save_parameters():
     base, shared = tiny(n_loop=1, canon_reach=1), tiny(n_loop=3, canon_reach=1, share_ffn=True)
-    trunk, attention = parameter_table(base)["trunk"], 4 * 32 * 32
-    assert parameter_table(shared)["trunk"] == trunk - 8 * 32 * 32 and trunk == 2 * (
-        attention + 8 * 32 * 32
-    )
+    trunk = parameter_table(base)["trunk"]
+    feed_forward = sum(p.numel() for p in base.blocks[0].feed_forward.parameters())
+    assert parameter_table(shared)["trunk"] == trunk - feed_forward
+    assert trunk == sum(p.numel() for p in base.blocks.parameters())
     idx = text(48)
     assert torch.isfinite(logits(shared, idx)).all() and flops_per_symbol(
         shared

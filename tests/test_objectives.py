@@ -236,7 +236,7 @@ def test_without_weight_it_is_the_model_itself(teacher):
         assert objective is model
 
 
-@pytest.mark.parametrize("name", ["multi_byte", "next_patch", "distill"])
+@pytest.mark.parametrize("name", [name for name in OTHERS if name != "masked"])
 def test_a_step_is_the_same_in_one_pass_or_three(name, teacher):
     """(Alone, a row with few patches leaves no slot of the trunk empty; beside others it does.)"""
     objective, _, idx, targets = tiny(name, teacher)
@@ -290,8 +290,8 @@ def test_each_learns_and_leaves_a_model(name, small, teacher, tmp_path, capsys):
     assert int(verdict["params"]) == sum(p.numel() for p in model.parameters()), (
         "without what only trains"
     )
-    has_weights = name == "next_patch"
-    assert bool(load_checkpoint(out / "last.pt")["objective"]) == has_weights
+    if name == "next_patch":
+        assert load_checkpoint(out / "last.pt")["objective"]
     assert not load_checkpoint(out / "best.pt")["objective"]
     if name == "next_patch":
         errors = [(1 - e["explained"]) * e["variance"] for e in log]

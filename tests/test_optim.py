@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from config import Config
 from lib.optim import Muon, active_optimizers, orthogonal
 from train import dropout_at, lr_scale
 
@@ -39,12 +40,12 @@ def test_muon_in_batches_equals_muon_one_by_one():
     [("constant", [0.4] * 3), ("linear", [0, 0.2, 0.4]), ("triangle", [0, 0.4, 0])],
 )
 def test_dropout_schedules(schedule, expected):
-    cfg = SimpleNamespace(dropout=0.4, dropout_schedule=schedule)
+    cfg = Config(max_steps=1, dropout=0.4, dropout_schedule=schedule)
     assert [dropout_at(p, cfg) for p in (0, 0.5, 1)] == pytest.approx(expected)
 
 
 def test_learning_rate_rises_holds_and_falls_to_zero():
-    cfg = SimpleNamespace(warmup=0.1, decay=0.5)
+    cfg = Config(max_steps=1, warmup=0.1, decay=0.5)
     scales = [lr_scale(p, (0, 1), cfg) for p in np.linspace(0, 1, 101)]
     assert 0 < scales[0] < 0.05 and scales[15] == scales[45] == 1 and scales[100] == 0
     assert all(a > b for a, b in itertools.pairwise(scales[50:]))
@@ -58,7 +59,7 @@ def test_learning_rate_rises_holds_and_falls_to_zero():
 
 
 def test_each_optimizer_steps_and_is_scheduled_in_its_phase():
-    cfg = SimpleNamespace(warmup=0.1, decay=0.5)
+    cfg = Config(max_steps=1, warmup=0.1, decay=0.5)
     reader = SimpleNamespace(phase=(0.0, 0.25))
     player = SimpleNamespace(phase=(0.25, 1.0))
     active = [active_optimizers([reader, player], p) for p in (0, 0.24, 0.25, 0.9, 1.0)]
