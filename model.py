@@ -638,11 +638,12 @@ class STLM(nn.Module):
         """
         N = seen.size(1)
         key = 0
-        power = torch.ones((), dtype=torch.long, device=seen.device)
+        power = 1
         keys = []
         for i in range(self.cfg.n_grams + 1):
             key = key + (seen[:, N - T - i : N - i] + 1) * power
-            power = power * HASH
+            # the same wrap-around for a number of Python's, which costs no call to torch
+            power = (power * HASH + 2**63) % 2**64 - 2**63
             keys.append(key)
         # Knuth's multiplicative hash spreads the keys over 32 bits, then over the table's rows.
         hashed = (torch.stack(keys[1:], dim=-1) * 2654435761) & 0xFFFFFFFF
