@@ -183,7 +183,8 @@ def train(cfg, argv):
                         log.say(line)
                     newest = result[source.measure]
                     if newest <= best:
-                        best, best_step = newest, step
+                        best = newest
+                        best_step = step
                         only_weights = {"objective": {}, "optimizers": [], "source": {}}
                         save(checkpoint | only_weights, best_path, machine)
                 checkpoint = None
