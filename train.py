@@ -70,7 +70,7 @@ SHAPE = {field.name for field in dataclasses.fields(ModelConfig)} - {"block_size
 
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
-    cfg, words = parse(Config, argv, __doc__, "config/demo.py", either=("max_steps", "max_seconds"))
+    cfg, words = parse(Config, argv, __doc__, "config/demo.py", either=LENGTH)
     if words:
         raise ValueError(
             f"unexpected argument {words[0]!r}: a config file ends in .py, "
@@ -147,7 +147,8 @@ def train(cfg, argv):
     log.record("start", step, clock.elapsed)
     best, best_step = log.best(source.measure)
     flops = flops_per_symbol(model)
-    logged_step, logged_elapsed = step, clock.elapsed
+    logged_step = step
+    logged_elapsed = clock.elapsed
 
     # all that a later process needs to continue as if nothing had happened
     def make_checkpoint():
@@ -189,7 +190,8 @@ def train(cfg, argv):
                         save(checkpoint | only_weights, best_path, machine)
                 checkpoint = None
                 clock.start()
-                logged_step, logged_elapsed = step, clock.elapsed
+                logged_step = step
+                logged_elapsed = clock.elapsed
             if is_over:
                 break
 
@@ -247,7 +249,8 @@ def train(cfg, argv):
                 stays = is_due or step == 1 or not sys.stdout.isatty()
                 line = train_line(step, values, clock.seconds_left(step))
                 log.say(line, end="\n" if stays else "   \r")
-                logged_step, logged_elapsed = step, clock.elapsed
+                logged_step = step
+                logged_elapsed = clock.elapsed
 
         # A process that leaves while another still saves would break its connection.
         if machine.world > 1:
@@ -290,6 +293,7 @@ def lr_scale(progress, phase, cfg, start=0.0):
     progress = (progress - first) / (last - first)
     rise = (progress - start + 1e-3) / max(cfg.warmup, 1e-3)  # 1e-3: the first step learns, too
     fall = (1 - progress) / max(cfg.decay, 1e-9)
+
     # 1) warm-up: a straight line up from 0, for `warmup` of the phase
     if rise < 1 and rise <= fall:
         return max(0.0, rise)

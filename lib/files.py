@@ -157,7 +157,7 @@ def load_model(path, device="cpu"):
 def game_of(checkpoint):
     """The name of the game that the checkpoint's model plays, or ""."""
     config = checkpoint["config"]
-    # before commit 1254c3f, games were the only ones with this knob
+    # Up to commit 1254c3f self-play had a knob `opponent`, and on text an empty `game`.
     if config.get("objective") == "game" or "opponent" in config:
         return config.get("game", "")
     return checkpoint.get("game", "")
