@@ -1,15 +1,17 @@
 """A model against itself: in a game (objective=game), and against its own text (objective=spin).
 
-Each is a source of batches and an objective, a loss of these batches; train.py does everything else.
+Each has a source, which supplies batches, and an objective, which turns a batch into a loss.
+train.py does everything else.
 
-In a game, which is text (lib/games.py), the model first reads random legal games, as it would read
-any text. Then it plays both sides and makes moves likelier that won: REINFORCE, with the mean
-result at each ply as baseline and an entropy bonus over the legal moves. Half of the games begin
-with 0 to 4 random moves, and in a quarter one side makes nothing else: without them it never sees
-what its own play avoids. There is no pool of past selves and no critic: it gets there without.
+objective=game: a game is text (lib/games.py). The model first reads random legal games, as it would
+read any text. Then it plays both sides, and moves that won become likelier (REINFORCE). The
+baseline is the mean result at each ply; an entropy bonus keeps the choice among legal moves open.
+Half of the games begin with 0 to 4 random moves, and in a quarter one side makes only random moves.
+Without them the model would never see the positions that its own play avoids. It needs no pool of
+past opponents and no critic.
 
-On text the model, as it is at the beginning of `spin_steps` steps, continues real text; then it
-learns to tell the real text from its own (SPIN, arXiv 2401.01335).
+objective=spin: a copy of the model, renewed every `spin_steps` steps, continues real text. The
+model learns to tell the real text from the copy's (SPIN, arXiv 2401.01335).
 """
 
 import copy
@@ -19,7 +21,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from lib.files import load_run
-from lib.games import GAMES, best_moves, draw, play, scores, uniform
+from lib.games import GAMES, best_moves, choose, play, scores, uniform
 from model import PAD
 
 # --- a game ---------------------------------------------------------------------------------------
@@ -28,15 +30,17 @@ from model import PAD
 class GameSource:
     """Batches of games: random ones to read, then games that the model has just played.
 
-    A row is a game, of up to n plies and L = n * width bytes after EOT:
-        reading: text (B, 1 + L); per_row (B,): how many bytes a row has on average
-        playing: text (B, 1 + L); per_row (B,): how many moves of a row the model chose on average;
-            chosen (B, n): which; their advantage (B, n); legal (B, n, moves): the legal moves
+    A row is a game: EOT, then up to n plies in L = n * width bytes. A batch is a tuple of
+        text        (B, 1 + L)
+        per_row     (B,) reading: bytes in a row on average; playing: moves that the model chose in
+                    a row on average
+    and, when playing,
+        chosen      bool (B, n) the moves that the model chose
+        advantage   (B, n)
+        legal       bool (B, n, moves) the legal moves
     """
 
-    measure = (
-        "lost"  # an evaluation's figure, lower is better: the share of all lines that are lost
-    )
+    measure = "lost"  # the share of all lines that the model loses; lower is better
 
     def __init__(self, cfg, model, machine):
         self.cfg = cfg
@@ -44,7 +48,7 @@ class GameSource:
         self.machine = machine
         self.game = GAMES[cfg.game](machine.device)
         self.best_moves, _ = best_moves(self.game)
-        self.games = None  # the newest that the model has played
+        self.played = None  # the newest games of the model
 
         longest = self.game.n_plies * self.game.width
         if cfg.block_size < longest:
@@ -61,15 +65,15 @@ class GameSource:
         self.micro_batch = cfg.micro_batch or max(cfg.games, self.n_to_read)
 
     def describe(self, step, model):
-        """What train.py prints of a step."""
+        """Lines about a step, to print."""
         return [f"a step: {self.cfg.games} games of {self.cfg.game} at once"]
 
     def about(self):
-        """What run.json and checkpoints tell of the data."""
+        """The data, for run.json and checkpoints."""
         return {"name": f"random games of {self.cfg.game}"}
 
     def resume(self, checkpoint):
-        """All follows from seed, step and weights."""
+        """Nothing to do: games follow from seed, step and weights."""
 
     def state(self):
         return {}
@@ -81,10 +85,10 @@ class GameSource:
 
     def games_to_read(self, step):
         game = self.game
-        self.games = None
         u = self.uniform(step, self.n_to_read, game.n_plies)
-        games = play(game, None, None, game.legal, u)
-        return games.text, self.per_row(games.text[:, 1:] != PAD)
+        text = play(game, None, None, game.legal, u).text
+        self.played = None
+        return text, self.per_row(text[:, 1:] != PAD)
 
     @torch.no_grad()
     def games_to_learn_from(self, step):
@@ -92,11 +96,11 @@ class GameSource:
         u = self.uniform(step, self.cfg.games, 2 + game.n_plies)
         by_model, random_side = lineup(game, self.cfg, u[:, :2])
         with self.machine.autocast:
-            games = play(game, self.model, by_model, game.legal, u[:, 2:])
-        self.games = games
-        advantage = advantages(game, games, random_side, self.sum)
-        per_row = self.per_row(games.chosen)
-        return games.text, per_row, games.chosen, advantage, games.legal
+            played = play(game, self.model, by_model, game.legal, u[:, 2:])
+        self.played = played
+        advantage = advantages(game, played, random_side, self.sum)
+        per_row = self.per_row(played.chosen)
+        return played.text, per_row, played.chosen, advantage, played.legal
 
     def uniform(self, step, n, columns):
         """This process's rows of (n, columns) random numbers."""
@@ -106,11 +110,11 @@ class GameSource:
     def per_row(self, mask):
         """How many entries of mask (B, M) are true in a row, on average over all processes: (B,).
 
-        The loss is a mean over these entries. Games differ in length, so the mean of the means of
-        micro-batches, or of processes, would be another one.
+        The loss is a mean over these entries. Games differ in length, so a mean of the means of
+        micro-batches or processes would weigh them differently.
         """
         (n_true,) = self.machine.sum([mask.sum().item()])
-        # each process counts the same, also one with a row less than others
+        # every process counts the same, even if it has a row less than the others
         n_rows = len(mask) * self.machine.world
         return torch.full((len(mask),), max(1, n_true) / n_rows, device=mask.device)
 
@@ -122,13 +126,13 @@ class GameSource:
 
     def figures(self):
         """How the newest games went, for the log."""
-        games = self.games
-        if games is None:
+        played = self.played
+        if played is None:
             return {}
         return {
-            "illegal": games.illegal.sum().item() / max(1, games.chosen.sum().item()),
-            "first_won": (games.result > 0).float().mean().item(),
-            "drawn": (games.result == 0).float().mean().item(),
+            "illegal": played.illegal.sum().item() / max(1, played.chosen.sum().item()),
+            "first_won": (played.result > 0).float().mean().item(),
+            "drawn": (played.result == 0).float().mean().item(),
         }
 
     def evaluate(self, model):
@@ -140,7 +144,7 @@ class GameSource:
         return [" ".join(f"{key}={value}" for key, value in self.summary(result).items())]
 
     def conclude(self, model, out, step, elapsed):
-        """The best weights, in games of another seed."""
+        """The scores of the best weights, in games of another seed."""
         if self.machine.rank > 0:  # rank 0 has best.pt
             return {}, {}, step
         model, checkpoint, _ = load_run(out, "best", self.game.device)
@@ -150,7 +154,7 @@ class GameSource:
         return found | {"best_step": best_step}, verdict, best_step
 
     def summary(self, found):
-        """The figures of `scores` that are printed."""
+        """The most important of the `scores`, to print."""
         line = {
             "illegal": f"{found['illegal']:.4f}",
             "lost_first": found["lost_first"],
@@ -166,14 +170,14 @@ class GameSource:
 
 
 def lineup(game, cfg, u):
-    """Who moves: u (B, 2) random numbers -> by_model (B, plies), random_side (B,).
+    """Who moves: random numbers u (B, 2) -> by_model bool (B, plies), random_side (B,).
 
-    random_side is 0 if all moves of the first player are random, 1 if those of the second are, and
-    2 for neither: there the model plays itself, in some games after a random opening.
+    random_side says which player makes only random moves: 0 the first, 1 the second, 2 neither. In
+    the last case the model plays itself, in some games after a random opening.
     """
     opening_u, side_u = u.split(1, dim=1)  # (B, 1) each
     ply = torch.arange(game.n_plies, device=game.device)
-    # 0 to 4 random plies in a share of `openings`
+    # A share of `openings` begins with 0 to 4 random plies.
     opening = torch.where(opening_u < cfg.openings, 5 * opening_u / max(cfg.openings, 1e-9), 0)
     side = torch.where(side_u < cfg.random_games, 2 * side_u / max(cfg.random_games, 1e-9), 2)
     opening = opening.long()
@@ -181,15 +185,15 @@ def lineup(game, cfg, u):
     return (ply >= opening) & (ply % 2 != side), side[:, 0]
 
 
-def advantages(game, games, random_side, total):
-    """How much better each move's game went than others at that ply: (B, plies).
+def advantages(game, played, random_side, total):
+    """How much better the game of each move went than the mean at that ply: (B, plies).
 
-    The mean is over games of the same kind, because against random moves a win says less. `total`
-    sums a tensor over all processes.
+    The mean is over games with the same random side, because a win over random moves says less.
+    `total` sums a tensor over all processes.
     """
     ply = torch.arange(game.n_plies, device=game.device)
-    reward = games.result[:, None] * (1 - 2 * (ply % 2))  # of the one who moves
-    chosen = games.chosen.float()
+    reward = played.result[:, None] * (1 - 2 * (ply % 2))  # (B, plies) of the player who moves
+    chosen = played.chosen.float()
     group = F.one_hot(random_side, 3).float()  # (B, 3)
     rewards = total(group.T @ (reward * chosen))  # (3, plies)
     counts = total(group.T @ chosen)
@@ -197,7 +201,7 @@ def advantages(game, games, random_side, total):
 
 
 class PlayGame(nn.Module):
-    """The loss of games: of their next byte while reading, of the moves the model chose later."""
+    """The loss of games: of each next byte while reading, of the model's own moves while playing."""
 
     def __init__(self, model, cfg):
         super().__init__()
@@ -205,21 +209,21 @@ class PlayGame(nn.Module):
         self.cfg = cfg
         self.game = GAMES[cfg.game](model.embed.weight.device)
 
-    def forward(self, text, per_row, *played, progress):
-        if played:
-            return self.reinforce(text, per_row, *played, progress)
+    def forward(self, text, per_row, *moves, progress):
+        if moves:
+            return self.reinforce(text, per_row, *moves, progress)
         targets = text[:, 1:].masked_fill(text[:, 1:] == PAD, -100)  # cross_entropy ignores -100
         logits = self.model.head(self.model.hidden(text[:, :-1]))
         loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
         return loss * self.share(targets != -100, per_row)
 
     def reinforce(self, text, per_row, chosen, advantage, legal, progress):
-        """Make moves with an advantage likelier (REINFORCE), and keep the choice among legal moves open.
+        """Make moves with an advantage likelier (REINFORCE); reward entropy among legal moves.
 
-        Only what the model chose counts: no opening, nothing after the end.
+        Only the model's own moves count: not the opening, and nothing after the end.
         """
         game = self.game
-        # the vectors at which a mark has been read, and a move is to be chosen
+        # A move is chosen after the last byte of its mark.
         x = self.model.hidden(text[:, : game.asked[-1] + 1])[:, game.asked]  # (B, plies, E)
         logits = self.model.head(x)
         byte = text[:, game.asked + 1, None]
@@ -227,14 +231,14 @@ class PlayGame(nn.Module):
         log_q = logits[..., game.moves].masked_fill(~legal, -1e9).log_softmax(dim=2)
         entropy = -(log_q.exp() * log_q).sum(dim=2)  # nats of the choice among the legal moves
 
-        # The bonus falls: at the end it would outweigh mistakes that are seldom punished.
+        # The bonus falls: late in training it would outweigh mistakes that are rarely punished.
         played = (progress - self.cfg.pretrain) / (1 - self.cfg.pretrain)
         bonus = (self.cfg.entropy * (1 - played)).clamp(min=self.cfg.entropy_end)
         gain = ((advantage * log_p + bonus * entropy) * chosen).sum() / chosen.sum().clamp(min=1)
         return -gain * self.share(chosen, per_row)
 
     def share(self, mask, per_row):
-        """What these rows' mean counts for in the whole batch: 1 if they are all of it."""
+        """The weight of these rows' mean in the whole batch: 1 if they are the whole batch."""
         return (mask.sum() / len(mask)) / per_row[0]
 
 
@@ -244,10 +248,13 @@ class PlayGame(nn.Module):
 class SpinSource:
     """Batches of real text beside the model's own continuations of it.
 
-    A row: real (B, 1 + T), own (B, 1 + T) with the same first bytes, and of both the log-probability
-    that the opponent gave to each written byte, (B, M) each. Without an opponent: real alone.
-
-    The opponent is a copy of the model from the first of `spin_steps` steps.
+    A batch is a tuple of
+        real        (B, 1 + T)
+        own         (B, 1 + T) the same first bytes, continued by the opponent with M bytes
+        log_p_real  (B, M) the opponent's log-probability of each of the last M bytes
+        log_p_own   (B, M)
+    or, without an opponent, of `real` alone. The opponent is a copy of the model, renewed every
+    `spin_steps` steps.
     """
 
     measure = "bpb"
@@ -261,7 +268,7 @@ class SpinSource:
         self.bytes_per_symbol = 1
         self.opponent = copy.deepcopy(model).requires_grad_(False)
         self.iteration = None  # the opponent's number
-        self.rows = None  # what it wrote for all its steps
+        self.rows = None  # the batches of all its steps, one after the other
         self.has_opponent = cfg.spin_beta > 0
 
     def describe(self, step, model):
@@ -287,7 +294,7 @@ class SpinSource:
         iteration, i = divmod(step, self.cfg.spin_steps)
         if i == 0:
             self.opponent.load_state_dict(self.model.state_dict())
-        # (a resumed run has the opponent, but not yet its text)
+        # A resumed run has the opponent, but not yet its text.
         if i == 0 or iteration != self.iteration:
             self.iteration = iteration
             self.rows = self.write(iteration)
@@ -301,7 +308,8 @@ class SpinSource:
         real = torch.cat(parts)  # (n_steps * B, 1 + T)
         N = self.cfg.prefix_bytes
 
-        # the random numbers of this process's rows, whatever the number of processes
+        # Draw numbers for the rows of all processes, so that the text does not depend on how many
+        # processes there are; use those of this process's rows.
         n_rows = len(real) * self.machine.world
         seed = self.cfg.seed * 1_000_003 + iteration
         u = uniform(seed, n_rows, real.size(1) - N, real.device)
@@ -316,7 +324,7 @@ class SpinSource:
         return real, own, *log_ps
 
     def figures(self):
-        """How varied the texts are, for the log."""
+        """How varied the real and the written texts are, for the log."""
         found = {}
         if self.has_opponent:
             for name, text in zip(("real", "own"), self.rows[:2], strict=True):
@@ -379,7 +387,7 @@ def write_on(model, prefix, u):
     state = model.start(len(prefix))
     for number in u.unbind(dim=1):
         x, state = model.read(new, state, last=True)
-        new = draw(model.head(x[:, 0]).softmax(dim=1), number)[:, None]
+        new = choose(model.head(x[:, 0]).softmax(dim=1), number)[:, None]
         text = torch.cat((text, new), dim=1)
     return text
 
@@ -391,10 +399,10 @@ def log_p(model, text):
 
 
 def spin_loss(new, old, beta):
-    """The logistic loss of how much more the model raised the log-ratio of real text than of its own.
+    """The logistic loss of SPIN: the model should prefer real text more than its opponent does.
 
-    new and old are pairs (real, own) of log-probabilities (B, M), of the model and of its opponent.
-    ln 2: it cannot tell them apart.
+    new and old are pairs (real, own) of log-probabilities (B, M), by the model and its opponent.
+    The loss is ln 2 if the model cannot tell the two texts apart.
     """
     real = (new[0] - old[0]).sum(dim=1)
     own = (new[1] - old[1]).sum(dim=1)
@@ -402,7 +410,7 @@ def spin_loss(new, old, beta):
 
 
 def variety(text, n=6):
-    """Of the n-grams of texts (B, T): the share that are different; of each text's, the share that came before."""
+    """Two shares of the n-grams in texts (B, T): distinct in all texts; repeated within a text."""
     powers = 256 ** torch.arange(n, device=text.device)
     keys = (text.unfold(1, n, 1) * powers).sum(dim=2).sort(dim=1).values
     repeated = (keys[:, 1:] == keys[:, :-1]).float().mean().item()

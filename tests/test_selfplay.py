@@ -17,7 +17,7 @@ import sample
 import train
 from config import Config, build, load_file
 from lib.files import load_checkpoint
-from lib.games import GAMES, best_moves, draw, every_line, play, scores, uniform
+from lib.games import GAMES, best_moves, choose, every_line, play, scores, uniform
 from lib.selfplay import (
     GameSource,
     PlayGame,
@@ -189,7 +189,7 @@ def test_only_moves_that_the_model_chose_are_trained_on(game, model):
     """Of the logits before each byte, those of openings and after the end have no gradient; an illegal move's have."""
     source = source_of(game, model, games=64, random_games=0)
     batch = source.games_to_learn_from(5)
-    games = source.games
+    games = source.played
     assert games.illegal.any() and (~games.chosen[:, 0]).any()
     ended = games.text[:, game.asked] == PAD  # no mark was typed any more
     assert not (games.chosen & ended).any() and (games.chosen | ended)[:, 4:].all()
@@ -294,9 +294,9 @@ def test_a_perfect_player_loses_no_line_and_the_measure_agrees_with_playing(game
 
 def test_draws_are_as_likely_as_their_weights():
     weights = torch.tensor([[0.0, 1.0, 0.0, 3.0, 0.0]]).expand(20_000, -1)
-    found = draw(weights, uniform(1, 20_000, 1, "cpu")[:, 0]).bincount(minlength=5) / 20_000
+    found = choose(weights, uniform(1, 20_000, 1, "cpu")[:, 0]).bincount(minlength=5) / 20_000
     assert found.tolist() == pytest.approx([0, 0.25, 0, 0.75, 0], abs=0.02)
-    assert draw(weights[:2], torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)).tolist() == [
+    assert choose(weights[:2], torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)).tolist() == [
         1,
         3,
     ]
@@ -341,7 +341,7 @@ def test_a_little_training_on_nim_cuts_illegal_moves(tmp_path, capsys):
     model = STLM(config(game="nim"))
     source = GameSource(config(game="nim", games=64), model, ALONE)
     source.games_to_learn_from(0)
-    untrained = source.games
+    untrained = source.played
     assert untrained.illegal.sum() / untrained.chosen.sum() > 0.8
 
 
