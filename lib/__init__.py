@@ -1,1 +1,1 @@
-"""What the commands at the top level are made of. Nothing here is run directly, and nothing imports train.py."""
+"""The parts of the commands at the top level. Nobody runs these directly; none imports train.py."""

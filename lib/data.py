@@ -1,7 +1,7 @@
-"""A prepared dataset: its order in training, bits per byte of a split; and text <-> symbols.
+"""A prepared dataset: its order in training, and bits per byte of a split. Text <-> symbols.
 
-For byte models the symbols are the bytes. The BPE baseline's are GPT-2's tokens, or the first of them: only this file
-and prepare.py know tiktoken.
+A byte model's symbols are the bytes. The BPE baseline's are GPT-2's tokens, or the first of them.
+Only this file and prepare.py know tiktoken.
 """
 
 import contextlib
@@ -17,27 +17,30 @@ import torch
 
 from model import EOT, GPT2_VOCAB
 
-# --- symbols ---------------------------------------------------------------------------------------------------------
+# --- symbols --------------------------------------------------------------------------------------
 
 
 @functools.cache
 def gpt2(vocab_size=GPT2_VOCAB):
-    """tiktoken's gpt2 encoding (its two files come from TIKTOKEN_CACHE_DIR or the network), or the beginning of it.
+    """tiktoken's gpt2 encoding with its first `vocab_size` tokens, EOT included as the last one.
 
-    A token's number is the merge that made it, so the first tokens are what BPE would have given with fewer merges.
+    tiktoken takes its two files from TIKTOKEN_CACHE_DIR or the network. Tokens are numbered in the
+    order in which BPE merged them, so the first tokens are the result of fewer merges.
     """
     import tiktoken
 
     whole = tiktoken.get_encoding("gpt2")
     ranks = {token: rank for token, rank in whole._mergeable_ranks.items() if rank < vocab_size - 1}
-    eot = {"<|endoftext|>": vocab_size - 1}
     return tiktoken.Encoding(
-        f"gpt2-{vocab_size}", pat_str=whole._pat_str, mergeable_ranks=ranks, special_tokens=eot
+        f"gpt2-{vocab_size}",
+        pat_str=whole._pat_str,
+        mergeable_ranks=ranks,
+        special_tokens={"<|endoftext|>": vocab_size - 1},
     )
 
 
 def encode(cfg, text):
-    """bytes -> list of the symbols of a model with this config."""
+    """bytes -> list of symbols, for a model with this config."""
     if cfg.tokenizer == "bytes":
         return list(text)
     return gpt2(cfg.gpt2_vocab).encode_ordinary(text.decode(errors="replace"))
@@ -45,16 +48,17 @@ def encode(cfg, text):
 
 def decode(cfg, symbols):
     """list of symbols -> bytes."""
-    return (
-        bytes(symbols) if cfg.tokenizer == "bytes" else gpt2(cfg.gpt2_vocab).decode_bytes(symbols)
-    )
+    if cfg.tokenizer == "bytes":
+        return bytes(symbols)
+    return gpt2(cfg.gpt2_vocab).decode_bytes(symbols)
 
 
 @functools.cache
 def symbol_lengths(tokenizer, gpt2_vocab):
-    """How many bytes of text each symbol stands for, (V,): 0 for EOT, the last."""
-    lengths = np.ones(EOT + 1, dtype=np.int64)
-    if tokenizer == "gpt2":
+    """Bytes of text in each symbol, (V,). The last symbol, EOT, has 0."""
+    if tokenizer == "bytes":
+        lengths = np.ones(EOT + 1, dtype=np.int64)
+    else:
         decode_one = gpt2(gpt2_vocab).decode_single_token_bytes
         lengths = np.array([len(decode_one(i)) for i in range(gpt2_vocab)])
     lengths[-1] = 0
@@ -67,87 +71,95 @@ def continuation_start(cfg, context, symbols):
     return int(np.searchsorted(ends, len(context), side="right"))
 
 
-# --- a dataset -------------------------------------------------------------------------------------------------------
+# --- a dataset ------------------------------------------------------------------------------------
 
 
 def newest_dataset(cfg):
-    """The name of the dataset in data_dir that was prepared last, of those for the config's tokenizer, or None."""
-    found, wanted = [], (cfg.tokenizer, 256 if cfg.tokenizer == "bytes" else cfg.gpt2_vocab)
+    """The name of the newest dataset in data_dir for the config's tokenizer, or None."""
+    vocab_size = 256 if cfg.tokenizer == "bytes" else cfg.gpt2_vocab
+    found = []
     for path in Path(cfg.data_dir).glob("*/meta.json"):
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # a broken one is none
+        # a broken dataset does not count
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             meta = json.loads(path.read_text(encoding="utf-8"))
-            if (meta["tokenizer"], meta.get("vocab_size", 256)) == wanted:
+            if (meta["tokenizer"], meta.get("vocab_size", 256)) == (cfg.tokenizer, vocab_size):
                 found.append((path.stat().st_mtime, path.parent.name))
-    return max(found)[1] if found else None
+    if not found:
+        return None
+    _, name = max(found)
+    return name
 
 
 def read_meta(folder):
-    """A dataset's meta.json, held against its bins. ValueError that names the file if they do not fit each other."""
-    path, advice = (
-        Path(folder) / "meta.json",
-        "copy the dataset again, or make it anew with prepare.py --overwrite",
-    )
+    """A dataset's meta.json. ValueError, with the file's name, if it does not fit the bins."""
+    path = Path(folder) / "meta.json"
+    advice = "copy the dataset again, or make a new one with prepare.py --overwrite"
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
         dtype = np.dtype({"bytes": "uint8", "gpt2": "uint16"}[meta["tokenizer"]])
-        bins = {path.with_name(f"{split}.bin"): meta[split] for split in ("train", "val")}
-        sizes = {
-            bin: (bin.stat().st_size, int(split["symbols"]) * dtype.itemsize)
-            for bin, split in bins.items()
-        }
-        possible = meta["dtype"] == dtype.name and int(meta["vocab_size"]) > 1
-        possible &= all(
-            int(split["bytes"]) > 0 and len(split["sha256"]) == 64 for split in bins.values()
-        )
+        if meta["dtype"] != dtype.name:
+            raise ValueError(f"expected dtype={dtype.name}, got {meta['dtype']}")
+        if int(meta["vocab_size"]) < 2:
+            raise ValueError(f"expected vocab_size of at least 2, got {meta['vocab_size']}")
+        for split in ("train", "val"):
+            info = meta[split]
+            if int(info["bytes"]) < 1 or len(info["sha256"]) != 64:
+                raise ValueError(f"expected bytes above 0 and a sha256 for {split}, got {info}")
+            bin_path = path.with_name(f"{split}.bin")
+            size = bin_path.stat().st_size
+            expected = int(info["symbols"]) * dtype.itemsize
+            if size != expected:
+                raise ValueError(f"expected {expected:,} bytes in {bin_path}, got {size:,}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         raise ValueError(f"{path} cannot be used ({type(e).__name__}: {e}); {advice}") from None
-    if not possible:
-        raise ValueError(f"{path} says what cannot be: {meta}; {advice}")
-    for bin, (size, expected) in sizes.items():
-        if size != expected:
-            raise ValueError(
-                f"{bin} has {size:,} bytes, where meta.json says {expected:,}; {advice}"
-            )
     return meta
 
 
+@functools.lru_cache(maxsize=1)
+def epoch_order(seed, epoch, size, n_windows):
+    """-> (where an epoch starts in a text of `size` symbols, the order of its windows)."""
+    rng = np.random.Generator(np.random.Philox(key=[seed, epoch]))
+    return int(rng.integers(size)), rng.permutation(n_windows)
+
+
 class Data:
-    """One split as a memory map of symbols, and how many bytes of text each symbol stands for (0 for EOT)."""
+    """One split: a memory map of its symbols, and the bytes of text in each symbol."""
 
     def __init__(self, cfg, split):
         folder = Path(cfg.data_dir) / cfg.dataset
         if not re.fullmatch(r"\w[\w.+-]*", cfg.dataset) or not (folder / "meta.json").is_file():
             known = sorted(p.parent.name for p in Path(cfg.data_dir).glob("*/meta.json"))
             raise ValueError(
-                f"no dataset {folder}; there are {known}; python prepare.py makes one (see its --help)"
+                f"no dataset {folder}: choose one of {known}, or make one with python prepare.py"
             )
-        self.meta, self.lengths = read_meta(folder), symbol_lengths(cfg.tokenizer, cfg.gpt2_vocab)
-        found, n = (self.meta["tokenizer"], self.meta["vocab_size"]), len(self.lengths)
-        if found != (cfg.tokenizer, n):
+        self.meta = read_meta(folder)
+        self.lengths = symbol_lengths(cfg.tokenizer, cfg.gpt2_vocab)
+        n = len(self.lengths)
+        if (self.meta["tokenizer"], self.meta["vocab_size"]) != (cfg.tokenizer, n):
             raise ValueError(
-                f"{folder} has {found[1]} symbols of {found[0]}, the config {n} of {cfg.tokenizer}"
+                f"{folder} has {self.meta['vocab_size']} symbols of {self.meta['tokenizer']}, "
+                f"the config {n} of {cfg.tokenizer}: choose another --dataset or --tokenizer"
             )
-        self.path, self.split, self.sha256 = (
-            folder / f"{split}.bin",
-            split,
-            self.meta[split]["sha256"],
-        )
+        self.path = folder / f"{split}.bin"
+        self.split = split
         self.symbols = np.memmap(self.path, dtype=self.meta["dtype"], mode="r")
         if n > 256 and self.symbols.max() >= n:
             raise ValueError(
-                f"{self.path} has the token {self.symbols.max()}, but its vocabulary ends at {n - 1}"
+                f"{self.path} has the token {self.symbols.max()}, but its vocabulary ends at "
+                f"{n - 1}: make it anew with prepare.py --overwrite"
             )
         self.bytes_per_symbol = self.meta[split]["bytes"] / len(self.symbols)
-        self._epoch = (None, None)
 
     def verify(self, checkpoint):
-        """ValueError unless the split is, to the last bit, what this checkpoint's run was trained with."""
-        with open(self.path, "rb") as f:
-            found = hashlib.file_digest(f, "sha256").hexdigest()
-        trained = (
-            checkpoint["data"].get(self.split, {}).get("sha256")
-        )  # (a shared model may tell nothing of its data)
-        for where, sha256 in (("meta.json", self.sha256), ("the checkpoint", trained)):
+        """ValueError unless this is, to the last bit, the split that the checkpoint's run used."""
+        with open(self.path, "rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        # None for a shared model that does not say what it was trained on
+        trained = checkpoint["data"].get(self.split, {}).get("sha256")
+        for where, sha256 in (
+            ("meta.json", self.meta[self.split]["sha256"]),
+            ("the checkpoint", trained),
+        ):
             if found != sha256:
                 raise ValueError(
                     f"{self.path} is damaged or other text: its sha256 is not the one in {where}"
@@ -155,107 +167,134 @@ class Data:
 
     @classmethod
     def of_text(cls, cfg, text):
-        """Any text (bytes, valid UTF-8) as if it were a split with one document."""
+        """Any text (bytes of valid UTF-8) as if it were a split with one document."""
         self = cls.__new__(cls)
-        self.symbols, self.lengths = (
-            np.array(encode(cfg, text)),
-            symbol_lengths(cfg.tokenizer, cfg.gpt2_vocab),
-        )
+        self.symbols = np.array(encode(cfg, text))
+        self.lengths = symbol_lengths(cfg.tokenizer, cfg.gpt2_vocab)
         return self
 
-    def batch(self, seed, step, rows, T, rank=0, world=1):
-        """This rank's share of the global batch of `rows` rows at `step`: int64 array (rows / world, T + 1).
+    def batch(self, seed, step, n_rows, T, rank=0, world=1):
+        """This rank's share of the global batch of `step`: int64 array (n_rows / world, T + 1).
 
-        The corpus is a circle. An epoch starts at a fresh random point and cuts it into n = size // T windows that
-        touch end to end, visited in random order: an epoch has every symbol as target at most once, all but fewer than
-        T of them once.
+        The text is a circle. An epoch cuts it into size // T windows, starting at a random point,
+        and visits them in random order. So an epoch predicts each symbol at most once, and leaves
+        out fewer than T symbols.
         """
         size = len(self.symbols)
-        n = size // T
-        out = np.empty((rows // world, T + 1), dtype=np.int64)
-        for i in range(len(out)):
-            epoch, place = divmod(step * rows + rank * len(out) + i, n)
-            if self._epoch[0] != (seed, epoch, T):
-                rng = np.random.Generator(np.random.Philox(key=[seed, epoch]))
-                self._epoch = ((seed, epoch, T), (int(rng.integers(size)), rng.permutation(n)))
-            shift, order = self._epoch[1]
-            start = (shift + int(order[place]) * T) % size
+        n_windows = size // T
+        rows = np.empty((n_rows // world, T + 1), dtype=np.int64)
+        for i in range(len(rows)):
+            window = step * n_rows + rank * len(rows) + i
+            epoch, place = divmod(window, n_windows)
+            first, order = epoch_order(seed, epoch, size, n_windows)
+            start = (first + int(order[place]) * T) % size
             row = self.symbols[start : start + T + 1]
-            out[i] = (
-                row
-                if len(row) == T + 1
-                else np.concatenate((row, self.symbols[: T + 1 - len(row)]))
-            )
-        return out
+            if len(row) < T + 1:  # around the end of the circle
+                row = np.concatenate((row, self.symbols[: T + 1 - len(row)]))
+            rows[i] = row
+        return rows
 
     def windows(self, T, limit=0, stride=0):
-        """(start, stop, first) of consecutive windows of T symbols, of which those from `first` on are to be scored.
+        """Consecutive windows of T symbols to score: a list of (start, stop, first).
 
-        With a limit (in symbols), an even spread of the windows. With a stride (and no limit), windows overlap and each
-        scores its last `stride` symbols, which then have at least T - stride before them (except at the start).
+        Symbols before `first` are only context. With a limit (in symbols) the list is an even
+        spread of all windows. With a stride windows overlap, and each scores its last `stride`
+        symbols, which then have at least T - stride symbols of context.
         """
         size = len(self.symbols)
+        windows = []
         if stride:
-            rest = [
-                (first + stride - T, min(first + stride, size), first)
-                for first in range(T, size, stride)
-            ]
-            return [(0, min(T, size), 0), *rest]
+            windows.append((0, min(T, size), 0))
+            for first in range(T, size, stride):
+                windows.append((first + stride - T, min(first + stride, size), first))
+            return windows
         starts = np.arange(0, size, T)
         if limit and limit < size:
-            starts = starts[np.linspace(0, len(starts) - 1, max(1, limit // T)).round().astype(int)]
-        return [(int(s), min(int(s) + T, size), int(s)) for s in starts]
+            n = max(1, limit // T)
+            starts = starts[np.linspace(0, len(starts) - 1, n).round().astype(int)]
+        for start in starts.tolist():
+            windows.append((start, min(start + T, size), start))
+        return windows
 
 
-# --- bits per byte ---------------------------------------------------------------------------------------------------
+# --- bits per byte --------------------------------------------------------------------------------
 
 
 def symbols_at_once(model):
-    """How many symbols to score in one pass: enough to keep the device busy, with at most 256 MB of logits on a CPU and
-    2 GB elsewhere."""
-    many, logits = (
-        (16384, 1 << 28) if model.embed.weight.device.type == "cpu" else (131072, 1 << 31)
-    )
-    return min(many, logits // (4 * model.vocab_size))
+    """How many symbols to score in one pass: enough to keep the device busy, few enough to fit."""
+    if model.embed.weight.device.type == "cpu":
+        most = 16384
+        logits_bytes = 1 << 28
+    else:
+        most = 131072
+        logits_bytes = 1 << 31
+    return min(most, logits_bytes // (4 * model.vocab_size))
+
+
+def batches_of(windows, n_rows):
+    """Neighbouring windows of one shape, up to n_rows at a time."""
+    batch = []
+    batch_shape = None
+    for start, stop, first in windows:
+        shape = (stop - start, first - start)
+        if batch and (len(batch) == n_rows or shape != batch_shape):
+            yield batch
+            batch = []
+        batch.append((start, stop, first))
+        batch_shape = shape
+    if batch:
+        yield batch
 
 
 @torch.no_grad()
 def bits_per_byte(model, data, T, limit=0, stride=0, machine=None, on_progress=lambda n: None):
-    """Score windows of a split (see Data.windows): every symbol once, given those before it in its window (the first:
-    given the one before the window, or EOT). EOT is left out of both sums.
+    """Score the windows of a split (see Data.windows), each symbol once. EOT counts in neither sum.
 
-    Returns {"nats", "bytes", "bpb", "overflow": share of windows with more patches than the trunk attends to,
-    "bytes_per_patch"}. With a `machine` of several processes each scores its share; `on_progress` is called with the
-    number of symbols of each batch.
+    A symbol is predicted from those before it in its window; the first from the one before the
+    window, or EOT. With a `machine` of several processes each scores its share. `on_progress` is
+    called with the number of symbols in each batch.
+
+    Returns a dict: nats; bytes; bpb; overflow, the share of windows with more patches than the
+    trunk attends to; bytes_per_patch.
     """
-    device, cfg = model.embed.weight.device, model.cfg
+    device = model.embed.weight.device
     lengths = torch.from_numpy(data.lengths).to(device)
-    total = np.zeros(5)
     windows = data.windows(T, limit, stride)
-    windows = windows[machine.rank :: machine.world] if machine else windows
-    rows = max(1, symbols_at_once(model) // T)
+    if machine:
+        windows = windows[machine.rank :: machine.world]
+    nats = 0.0
+    n_bytes = 0
+    n_patches = 0
+    n_overflow = 0
     was_training = model.training
     model.eval()
-    while windows:
-        start, stop, first = windows[0]
-        batch = [
-            w for w in windows[:rows] if (w[1] - w[0], w[2] - w[0]) == (stop - start, first - start)
-        ]
-        windows = windows[len(batch) :]  # (the last window may be shorter: it goes alone)
-        y = torch.from_numpy(
-            np.stack([data.symbols[w[0] : w[1]] for w in batch]).astype(np.int64)
-        ).to(device)
-        before = [[data.symbols[w[0] - 1] if w[0] else model.eot] for w in batch]
-        x = torch.cat((torch.tensor(before, dtype=torch.long, device=device), y[:, :-1]), dim=1)
-        ends, scored = model.patch_ends(x)[0], slice(first - start, None)
-        n_bytes = lengths[y[:, scored]]
-        nats = (model.nats(x, y)[:, scored] * (n_bytes > 0)).cpu().double().sum()
-        overflow = (ends.sum(dim=1) > cfg.n_patches).sum()
-        total += [s.item() for s in (nats, n_bytes.sum(), overflow, ends[:, scored].sum())] + [
-            len(batch)
-        ]
-        on_progress(y[:, scored].numel())
+    for batch in batches_of(windows, max(1, symbols_at_once(model) // T)):
+        symbols = np.stack([data.symbols[start:stop] for start, stop, _ in batch])
+        before = [data.symbols[start - 1] if start else model.eot for start, _, _ in batch]
+        y = torch.from_numpy(symbols.astype(np.int64)).to(device)
+        x = torch.tensor(before, dtype=torch.long, device=device)[:, None]
+        x = torch.cat((x, y[:, :-1]), dim=1)
+        ends, _ = model.patch_ends(x)
+        n_overflow += (ends.sum(dim=1) > model.cfg.n_patches).sum().item()
+
+        # leave out context and EOT
+        start, _, first = batch[0]
+        y_bytes = lengths[y[:, first - start :]]
+        y_nats = model.nats(x, y)[:, first - start :] * (y_bytes > 0)
+        nats += y_nats.cpu().double().sum().item()
+        n_bytes += y_bytes.sum().item()
+        n_patches += ends[:, first - start :].sum().item()
+        on_progress(y_bytes.numel())
     model.train(was_training)
-    nats, n_bytes, overflow, ends, n = machine.sum(total.tolist()) if machine else total.tolist()
-    found = {"nats": nats, "bytes": int(n_bytes), "bpb": nats / math.log(2) / max(1, n_bytes)}
-    return found | {"overflow": overflow / max(1, n), "bytes_per_patch": n_bytes / max(1, ends)}
+
+    sums = [nats, n_bytes, n_patches, n_overflow, len(windows)]
+    if machine:
+        sums = machine.sum(sums)
+    nats, n_bytes, n_patches, n_overflow, n_windows = sums
+    return {
+        "nats": nats,
+        "bytes": int(n_bytes),
+        "bpb": nats / math.log(2) / max(1, n_bytes),
+        "overflow": n_overflow / max(1, n_windows),
+        "bytes_per_patch": n_bytes / max(1, n_patches),
+    }

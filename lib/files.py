@@ -1,4 +1,4 @@
-"""Files: atomic writes, locks, checkpoints, finding a trained model; and how a command ends."""
+"""Files: atomic writes, locks, checkpoints, finding a trained model. And how a command ends."""
 
 import codecs
 import contextlib
@@ -27,30 +27,42 @@ except ImportError:  # Windows
 
 
 def write_atomically(path, write, size=0):
-    """write(file) to a temporary file, then rename: whatever happens, `path` is a whole file, the old or the new.
-    `size` in bytes, where it is known, is for what is said of a full disk."""
+    """Call write(file) on a temporary file, then rename it to `path`.
+
+    Whatever happens, `path` is a whole file, the old or the new one. `size` (bytes, if known) goes
+    into the message about a full disk.
+    """
     temporary = path.with_name(f"{path.name}.tmp")
     try:
-        with open(temporary, "wb") as f:
-            write(f)
-            f.flush()
-            os.fsync(f.fileno())
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     except (OSError, RuntimeError) as e:  # torch.save turns a full disk into a RuntimeError
         temporary.unlink(missing_ok=True)
-        why, needed = e.__cause__ or e, f", {size / 1e6:,.1f} are needed" * (size > 0)
+        why = str(e.__cause__ or e)
         if isinstance(e, RuntimeError) or e.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
             free = shutil.disk_usage(path.parent).free / 1e6
-            why = f"the disk is full, or a limit reached: {free:,.0f} MB are free{needed}"
-        raise OSError(f"cannot write {path} ({why}); what was there is untouched") from None
+            why = f"the disk or a quota is full: {free:,.0f} MB are free"
+            if size:
+                why += f", {size / 1e6:,.1f} are needed"
+        raise OSError(f"cannot write {path} ({why}); an earlier version is untouched") from None
 
 
 def write_json(path, value):
-    write_atomically(path, lambda f: f.write(json.dumps(value, indent=1).encode()))
+    write_atomically(path, lambda file: file.write(json.dumps(value, indent=1).encode()))
+
+
+def read_json(path):
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def read_utf8(path, knob):
-    """The bytes of a UTF-8 text file ("-": standard input), without a byte-order mark. `knob` is named in errors."""
+    """The bytes of a UTF-8 file ("-": standard input), without a byte-order mark.
+
+    ValueError if it cannot be read; the message names the `knob` that named the file.
+    """
     try:
         raw = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
         raw.decode("utf-8")
@@ -64,25 +76,34 @@ def read_utf8(path, knob):
 
 
 def read_log(path):
-    """The events of a run's log.jsonl. A line that is none (a killed run leaves half of one) is named and left out."""
+    """The events of a run's log.jsonl.
+
+    Lines that do not parse (a killed run leaves a partial one) are reported and skipped.
+    """
     events = []
-    for number, line in enumerate(
-        path.read_text(encoding="utf-8", errors="replace").splitlines(), 1
-    ):
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    for number, line in enumerate(lines, 1):
         try:
             event = json.loads(line)
-            for key in {"step", "elapsed", "time", *event.keys() & {"bpb"}}:
-                event[key] = float(event[key]) if key != "step" else int(event[key])
-            events += [event] if isinstance(event["event"], str) else []
+            event["step"] = int(event["step"])
+            for key in ("elapsed", "time"):
+                event[key] = float(event[key])
+            if "bpb" in event:
+                event["bpb"] = float(event["bpb"])
+            if isinstance(event["event"], str):
+                events.append(event)
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
-            print(f"{path}, line {number} is no event: left out", file=sys.stderr)
+            print(f"{path}, line {number} is not an event: skipped", file=sys.stderr)
     return events
 
 
 @contextlib.contextmanager
 def lock(path, message):
-    """Hold a lock file, or raise ValueError(message) where another process does: two that write into one folder would
-    destroy each other's work. The system frees it when the process ends, however it ends."""
+    """Hold a lock file, because two processes that write into one folder destroy each other's work.
+
+    ValueError(message) if another process holds it. The system frees the lock when the process
+    ends, however it ends.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
         file = open(path, "a+b")  # noqa: SIM115
@@ -94,12 +115,13 @@ def lock(path, message):
             raise ValueError(message) from None
         except OSError as e:
             print(
-                f"{path.parent} has no locks ({e}): nothing keeps a second process out",
+                f"{path.parent} has no file locking ({e}): do not start a second process there",
                 file=sys.stderr,
             )
+        # The last holder may have removed the file after we opened it: then try again.
         if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
             break
-        file.close()  # its last holder has just removed it
+        file.close()
     with file:
         try:
             yield
@@ -109,33 +131,36 @@ def lock(path, message):
 
 
 def load_checkpoint(path, device="cpu"):
-    """The checkpoint's dict, as Run.save in run.py makes it. ValueError that says why if it is damaged or foreign."""
-    if not Path(path).is_file():
+    """A checkpoint as train.py saves it, a dict. ValueError if it is damaged or not one of ours."""
+    path = Path(path)
+    if not path.is_file():
         raise ValueError(f"no checkpoint {path}")
     try:
-        with zipfile.ZipFile(
-            path
-        ) as file:  # torch writes the checksum of each part, but never looks at it
+        # torch writes the checksum of each part, but never verifies it
+        with zipfile.ZipFile(path) as file:
             damaged = file.testzip()
-        checkpoint = None if damaged else torch.load(path, map_location=device, weights_only=True)
-        why = f"the checksum of {damaged} is wrong" if damaged else "it was made by another program"
+        if damaged:
+            raise ValueError(f"the checksum of {damaged} is wrong")
+        checkpoint = torch.load(path, map_location=device, weights_only=True)
+        if not isinstance(checkpoint, dict) or not {"model", "config", "step"} <= checkpoint.keys():
+            raise ValueError("another program made it")
+        if not all(w.isfinite().all() for w in checkpoint["model"].values()):
+            raise ValueError("its weights are not finite")
+        return checkpoint
     except pickle.UnpicklingError:
         why = "it holds more than tensors and plain values, which could be code"
+    except ValueError as e:
+        why = str(e)
     except Exception as e:
-        why = f"{first_line(e)}: it is damaged, cut short, or no checkpoint"
-    else:
-        if isinstance(checkpoint, dict) and {"model", "config", "step"} <= checkpoint.keys():
-            why = "its weights are not finite"
-            if all(w.isfinite().all() for w in checkpoint["model"].values()):
-                return checkpoint
-    best = Path(path).with_name("best.pt")
-    if Path(path).name == "last.pt" and best.exists():
-        why += f"; {best} is left: --init_from={best.parent} starts from it"
+        why = f"it is damaged, cut short or not a checkpoint ({first_line(e)})"
+    best = path.with_name("best.pt")
+    if path.name == "last.pt" and best.exists():
+        why += f"; {best} still exists, --init_from={best.parent} starts from it"
     raise ValueError(f"{path} cannot be used: {why}")
 
 
 def known_values(config, cls):
-    """Of a checkpoint's config (a dict) the knobs that `cls` has today."""
+    """The knobs in a checkpoint's config (a dict) that the dataclass `cls` still has."""
     names = [field.name for field in dataclasses.fields(cls)]
     return {name: config[name] for name in names if name in config}
 
@@ -148,7 +173,7 @@ def load_model(path, device="cpu"):
         model = STLM.with_weights(cfg, checkpoint["model"])
     except (RuntimeError, TypeError, AttributeError, ValueError) as e:
         raise ValueError(
-            f"{path} cannot be used: its weights and its config do not fit: {first_line(e)} "
+            f"{path} cannot be used: its weights do not fit its config: {first_line(e)} "
             f"(commit {checkpoint.get('commit', 'unknown')})"
         ) from None
     return model.to(device), checkpoint
@@ -164,49 +189,59 @@ def game_of(checkpoint):
 
 
 def load_run(name, first="best", device="cpu"):
-    """-> (model, checkpoint, path) of a run's folder: its `first`.pt, or its other one, and where `first` is broken
-    that is said. Or of a shared folder, here or under USER/NAME on the Hub, where config.json tells of the run."""
-    there = [
-        p
-        for p in (Path(name, f"{which}.pt") for which in dict.fromkeys((first, "best", "last")))
-        if p.exists()
-    ]
-    for path in there:
+    """-> (model, checkpoint, path) of a run's folder, a shared folder, or USER/NAME on the Hub.
+
+    In a run's folder: `first`.pt, or with a warning the other checkpoint if that one is broken. A
+    shared model has no checkpoint; a dict with the same keys is made from its config.json.
+    """
+    paths = []
+    for which in dict.fromkeys((first, "best", "last")):
+        path = Path(name, f"{which}.pt")
+        if path.exists():
+            paths.append(path)
+    for path in paths:
         try:
-            return *load_model(path, device), path
+            model, checkpoint = load_model(path, device)
+            return model, checkpoint, path
         except ValueError as e:
-            if path == there[-1]:
+            if path == paths[-1]:
                 raise
-            print(f"{e}; {there[-1]} is used instead", file=sys.stderr)
+            print(f"{e}; using {paths[-1]} instead", file=sys.stderr)
+
     path = Path(name) / "model.safetensors"
     if not path.exists() and not is_hub_name(name):
         raise ValueError(
-            f"no run in {name}: it has none of last.pt, best.pt and {path.name} (what tools.share writes)"
+            f"no run in {name}: expected last.pt, best.pt or {path.name} (written by tools.share)"
         )
     model = STLM.from_pretrained(name).to(device)
-    nothing = {"step": 0, "elapsed": 0.0, "commit": "unknown", "data": {}}
-    run = nothing | {k: v for k, v in model.about.items() if type(v) is type(nothing.get(k, v))}
-    config = dataclasses.asdict(model.cfg) | {
-        "dataset": str(run["data"].get("name") or ""),
-        "data_dir": "data",
-    }
-    return model, run | {"config": config}, path
+    checkpoint = {"step": 0, "elapsed": 0.0, "commit": "unknown", "data": {}}
+    for key, value in model.about.items():
+        # Anybody may have written config.json: keep the types that callers rely on.
+        if key not in checkpoint or type(value) is type(checkpoint[key]):
+            checkpoint[key] = value
+    checkpoint["config"] = dataclasses.asdict(model.cfg)
+    checkpoint["config"]["dataset"] = str(checkpoint["data"].get("name") or "")
+    checkpoint["config"]["data_dir"] = "data"
+    return model, checkpoint, path
 
 
 def is_hub_name(name):
-    """Whether it is USER/NAME on the Hub. A folder wins, be it one that is missing in a folder that is there."""
-    return (
-        re.fullmatch(r"(?!out/)\w[\w.-]*/\w[\w.-]*", str(name)) is not None
-        and not Path(name).parent.exists()
-    )
+    """Whether `name` is USER/NAME on the Hub.
+
+    An existing folder wins, and so does a missing one whose parent exists.
+    """
+    if re.fullmatch(r"(?!out/)\w[\w.-]*/\w[\w.-]*", str(name)) is None:
+        return False
+    return not Path(name).parent.exists()
 
 
 def newest_run():
-    """The folder under out/ whose last.pt is the newest; before there is one, the model that comes with the code."""
-    if runs := sorted(Path("out").glob("*/last.pt"), key=lambda p: p.stat().st_mtime):
+    """The run under out/ that was saved last, or the model that comes with the code."""
+    runs = sorted(Path("out").glob("*/last.pt"), key=lambda path: path.stat().st_mtime)
+    if runs:
         return runs[-1].parent
     print(
-        "no run under out/ yet (python train.py makes one): results/models/shakespeare_80k is taken",
+        "no run under out/ yet (python train.py makes one): using results/models/shakespeare_80k",
         file=sys.stderr,
     )
     return ROOT / "results/models/shakespeare_80k"
@@ -224,18 +259,24 @@ def first_line(e):
     """The innermost cause of an exception in one line."""
     while e.__cause__ or (e.__context__ and not e.__suppress_context__):
         e = e.__cause__ or e.__context__
-    return (str(e).strip().splitlines() or [type(e).__name__])[0]
+    lines = str(e).strip().splitlines()
+    return lines[0] if lines else type(e).__name__
 
 
 def duration(seconds):
     """Seconds as 1:02:03, or as days."""
     if seconds >= 86400:
         return f"{seconds / 86400:.1f} days"
-    return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02}:{int(seconds) % 60:02}"
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}"
 
 
-def run_command(main, out_of_memory="it needs less to do at once"):
-    """Run a command's main and exit. A user's mistake is one line on stderr, a fault of ours a traceback."""
+def run_command(main, out_of_memory="give it less to do at once"):
+    """Run a command's main, then exit. A user's mistake prints one line, a bug a traceback.
+
+    `out_of_memory` is the remedy in the message about memory.
+    """
     name = Path(sys.argv[0]).name
     try:
         sys.exit(main())
@@ -253,7 +294,7 @@ def run_command(main, out_of_memory="it needs less to do at once"):
             message = f"out of memory: {out_of_memory}"
         elif isinstance(e, RuntimeError):
             raise
-        # Where all processes fail alike, rank 0 speaks first and torchrun stops those that wait.
+        # If all processes fail alike, rank 0 speaks first, and torchrun stops those that wait.
         if os.environ.get("RANK", "0") != "0":
             time.sleep(3)
         sys.exit(f"{name}: {message}")

@@ -180,7 +180,7 @@ def best_moves(game):
 
 
 def uniform(seed, n, columns, device):
-    """(n, columns) numbers from 0 to 1. A row's numbers do not depend on how many rows there are."""
+    """(n, columns) numbers from 0 to 1. A row's numbers do not depend on n."""
     generator = torch.Generator().manual_seed(seed % 2**63)
     return torch.rand(n, columns, generator=generator).to(device)
 
@@ -300,15 +300,16 @@ def every_line(game, model, role):
 def scores(game, model, good_moves, seed, n=1000):
     """How well the model plays, as a dict.
 
-    lost                          share of all lines that the greedy model loses
-    lost_first, lost_second       the same as "lost/all", for the player who moves first or second
-    random_*, perfect_*           [won, drawn, lost] by the greedy model against random play (exact),
-                                  and against perfect play in n games
-    random_sampled_*, perfect_sampled_*   the same in n games, with moves drawn at temperature 1
-    illegal                       share of the moves drawn in self-play that are illegal
-    illegal_*                     share of the games against random play that end so
+    lost                    share of all lines that the greedy model loses
+    lost_first              the same, as "lost/all", for lines in which the model moves first
+    random_first            shares [won, drawn, lost] against random moves, exact
+    random_sampled_first    the same in n games, the model's moves drawn at temperature 1
+    perfect_first           the same against perfect play, in n games
+    perfect_sampled_first
+    illegal_first           share of the games in random_sampled_first that the model ends illegally
+    illegal                 share of illegal moves in games of the model against itself
 
-    A perfect player takes any of the `good_moves`, bool (n_keys, moves).
+    and the same for "second". A perfect player takes any of the `good_moves`, bool (n_keys, moves).
     """
     model = model.eval()
     ply = torch.arange(game.n_plies, device=game.device).expand(n, -1)

@@ -1,5 +1,4 @@
-"""The machine: on which device and in which dtype this process computes, its place among the others; and what a model
-asks of it: parameters and FLOPs."""
+"""The machine: device, dtype and processes. And the cost of a model: parameters and FLOPs."""
 
 import contextlib
 import ctypes
@@ -13,68 +12,71 @@ from lib.files import first_line
 
 
 class Machine:
-    """Where this process computes: `device`, `dtype` of matrix products, its `rank` among `world` processes.
+    """Where this process computes: its `device`, the `dtype` of matrix products, and its `rank`.
 
-    `why` says how they were chosen. Processes that torchrun started (it sets RANK and the like) are connected here.
+    There are `world` processes. Those that torchrun started (it sets RANK and the like) are
+    connected here. `why` says how device and dtype were chosen.
     """
 
     def __init__(self, device="auto", dtype="auto", muon_dtype="auto"):
-        self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        self.rank = int(os.environ.get("RANK", 0))
+        self.world = int(os.environ.get("WORLD_SIZE", 1))
         self.device, why_device = pick_device(device, int(os.environ.get("LOCAL_RANK", 0)))
         self.dtype, why_dtype = pick_dtype(dtype, self.device)
-        self.muon_dtype = pick_dtype(muon_dtype, self.device)[0]
-        self.dtype_name, self.muon_dtype_name = (
-            str(d).removeprefix("torch.") for d in (self.dtype, self.muon_dtype)
-        )
+        self.muon_dtype, _ = pick_dtype(muon_dtype, self.device)
+        self.dtype_name = str(self.dtype).removeprefix("torch.")
+        self.muon_dtype_name = str(self.muon_dtype).removeprefix("torch.")
         self.why = f"{self.device} ({why_device}), {self.dtype_name} ({why_dtype})"
-        self.autocast = torch.autocast(
-            self.device.type, self.dtype, enabled=self.dtype != torch.float32
-        )
-        cuda = self.device.type == "cuda"
-        self.name = (
-            torch.cuda.get_device_name(self.device)
-            if cuda
-            else f"{platform.machine()} {self.device.type}"
-        )
-        if cuda:
+
+        is_mixed = self.dtype != torch.float32
+        self.autocast = torch.autocast(self.device.type, self.dtype, enabled=is_mixed)
+        if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
+            self.name = torch.cuda.get_device_name(self.device)
+            backend = "cpu:gloo,cuda:nccl"
+        else:
+            self.name = f"{platform.machine()} {self.device.type}"
+            backend = "gloo"
         if self.world > 1 and not dist.is_initialized():
-            dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
+            dist.init_process_group(backend)
         keep_freed_memory()
 
     def synchronize(self):
-        """Wait for what the device still has to do, so that a clock can be read."""
+        """Wait until the device has finished, so that a clock can be read."""
         if self.device.type in ("cuda", "mps"):
             getattr(torch, self.device.type).synchronize()
 
     def sum(self, numbers):
-        """Each of these numbers summed over all processes."""
+        """Each of these numbers, summed over all processes."""
         if self.world == 1:
             return numbers
-        total = torch.tensor(
-            numbers, dtype=torch.float64
-        )  # on the CPU, through gloo: the GPU need not be waited for
+        # On the CPU, through gloo, so that nobody waits for the GPU.
+        total = torch.tensor(numbers, dtype=torch.float64)
         dist.all_reduce(total)
         return total.tolist()
 
     def rows_per_pass(self, share, wanted, T):
-        """How many of this process's `share` of rows, T symbols each, go through the model at once: `wanted`, or all
-        if that is 0; on a CPU a divisor of it and 8,192 symbols at most, which are as fast and take less memory (but
-        where the only divisors are much smaller than that, all)."""
+        """How many of this process's `share` of rows, T symbols each, go through the model at once.
+
+        `wanted` of them; 0 means all. On a CPU at most 8,192 symbols: that is as fast and takes
+        less memory. It must divide the rows; if no divisor comes close, all rows go at once.
+        """
         rows = max(1, min(wanted or share, share))
         most = max(1, 8192 // T) if self.device.type == "cpu" else rows
         fits = max(n for n in range(1, rows + 1) if rows % n == 0 and n <= most)
-        return fits if 4 * fits > min(most, rows) else rows
+        if 4 * fits <= min(most, rows):
+            return rows
+        return fits
 
     def mfu(self, flops_per_second):
-        """Share of the peak of all devices that these FLOP/s are, or None if the peak is unknown."""
+        """These FLOP/s as a share of the peak of all devices, or None if the peak is unknown."""
         peak = self.peak_flops()
         if peak is None:
             return None
         return flops_per_second / peak / self.world
 
     def peak_flops(self):
-        """Dense FLOP/s by the device's data sheet in bfloat16, or None."""
+        """The device's dense bfloat16 FLOP/s, or None."""
         if self.dtype != torch.bfloat16:
             return None
         for name, peak in PEAKS.items():
@@ -83,7 +85,7 @@ class Machine:
         return None
 
 
-# Dense bfloat16 FLOP/s, as data sheets have them.
+# Dense bfloat16 FLOP/s from the makers' data sheets.
 PEAKS = {
     "H200": 989e12,
     "H100": 989e12,
@@ -98,17 +100,15 @@ def pick_device(name="auto", local_rank=0):
     """-> (device, why)."""
     why = "as requested"
     if name == "auto":
-        there = {
-            "cuda": torch.cuda.is_available(),
-            "mps": torch.backends.mps.is_available(),
-            "cpu": True,
-        }
-        name = next(name for name, is_there in there.items() if is_there)
-        why = {
-            "cuda": "a CUDA device is there",
-            "mps": "an Apple GPU is there",
-            "cpu": "no GPU found",
-        }[name]
+        if torch.cuda.is_available():
+            name = "cuda"
+            why = "a CUDA device is there"
+        elif torch.backends.mps.is_available():
+            name = "mps"
+            why = "an Apple GPU is there"
+        else:
+            name = "cpu"
+            why = "no GPU found"
     try:
         device = torch.device(f"cuda:{local_rank}" if name == "cuda" else name)
         torch.zeros(1, device=device)
@@ -118,8 +118,11 @@ def pick_device(name="auto", local_rank=0):
 
 
 def pick_dtype(name, device):
-    """-> (dtype of matrix products, why). It follows from what the hardware says it has, never from a timing: the same
-    command must train the same model, however busy the machine is."""
+    """-> (dtype of matrix products, why).
+
+    The hardware's features decide, never a timing: the same command must train the same model,
+    however busy the machine is.
+    """
     if name != "auto":
         return getattr(torch, name), "as requested"
     if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
@@ -132,12 +135,20 @@ def pick_dtype(name, device):
 
 
 def keep_freed_memory():
-    """Ask glibc to keep freed memory and not hand it back: fresh pages cost an eager CPU step up to half its time."""
-    with contextlib.suppress(OSError, AttributeError):  # where there is no glibc
+    """Ask glibc to keep freed memory instead of returning it to the system.
+
+    Fetching fresh pages can take half the time of an eager step on a CPU.
+    """
+    m_mmap_threshold = -3
+    m_trim_threshold = -1
+    # systems without glibc raise
+    with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
-        if not libc.mallopt(-3, 1 << 30):  # M_MMAP_THRESHOLD: up to 1 GiB comes from the heap
-            libc.mallopt(-3, 32 << 20)  # (as much as an older glibc allows)
-        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the heap is not trimmed
+        # Up to 1 GiB comes from the heap; an older glibc allows 32 MiB.
+        if not libc.mallopt(m_mmap_threshold, 1 << 30):
+            libc.mallopt(m_mmap_threshold, 32 << 20)
+        # The heap is never trimmed.
+        libc.mallopt(m_trim_threshold, 2**31 - 1)
 
 
 PARTS = {
@@ -150,24 +161,30 @@ PARTS = {
 
 
 def parameter_table(model):
-    """Parameters by part; every tensor is counted once. {'embeddings': n, ..., 'total': n}"""
+    """Parameters by part: {'embeddings': n, ..., 'total': n}. A tied tensor is counted once."""
     table = dict.fromkeys(PARTS, 0)
     for name, p in model.named_parameters():
-        part = next((part for part, names in PARTS.items() if name.startswith(names)), "other")
-        table[part] = table.get(part, 0) + p.numel()
-    table["total"] = sum(table.values())
+        for part, names in PARTS.items():
+            if name.startswith(names):
+                table[part] += p.numel()
+    n_parameters = sum(p.numel() for p in model.parameters())
+    # layers that somebody has added
+    n_other = n_parameters - sum(table.values())
+    if n_other:
+        table["other"] = n_other
+    table["total"] = n_parameters
     return table
 
 
 def flops_per_symbol(model):
     """FLOPs of training on one byte (gpt2: token).
 
-    6 for each weight where it is used (2 forward, 4 backward), and the products of the attention.
+    6 for each use of a weight (2 forward, 4 backward), plus the products of the attention.
     """
     cfg = model.cfg
     table = parameter_table(model)
 
-    # the trunk, per patch; a feed-forward that blocks share counts in each of them
+    # the trunk, per patch; a shared feed-forward counts in every block
     weights = sum(p.numel() for block in model.blocks for p in block.parameters())
     # scores and sums cost 12 C P in training, halved by causality: 6 C P
     attention = cfg.n_layer * cfg.n_embd * cfg.n_patches

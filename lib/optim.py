@@ -62,8 +62,8 @@ def orthogonal(x, steps=5):
 def make_optimizers(objective, cfg, muon_dtype):
     """The optimizers of a run. Each steps in its `phase`, (first, last) as shares of the run.
 
-    Text is learnt with Muon and AdamW throughout. A game begins with them, on random games to read,
-    and continues with one AdamW for all weights; the model's own text is learnt with that one alone.
+    Muon and AdamW train on text. A game starts with them, while it reads random games; then one
+    AdamW for all weights takes over. That one alone trains on the model's own text (spin).
     """
     optimizers = []
     if cfg.objective != "spin":
@@ -85,7 +85,7 @@ def make_optimizers(objective, cfg, muon_dtype):
 
 
 def make_muon_and_adam(objective, cfg, muon_dtype):
-    """Muon for the matrices of all layers; AdamW for embedding, n-gram table, matches, Canon layers."""
+    """Muon for the matrices of all layers, AdamW for everything else."""
     matrices = {}
     for module in objective.modules():
         if isinstance(module, torch.nn.Linear):
@@ -101,7 +101,7 @@ def make_muon_and_adam(objective, cfg, muon_dtype):
 
 
 def active_optimizers(optimizers, progress):
-    """Those whose phase of the run it is."""
+    """The optimizers that step at this point of the run."""
     active = []
     for optimizer in optimizers:
         first, last = optimizer.phase

@@ -53,7 +53,8 @@ class GameSource:
         longest = self.game.n_plies * self.game.width
         if cfg.block_size < longest:
             raise ValueError(
-                f"block_size={cfg.block_size} is too short for {cfg.game}: give --block_size={longest}"
+                f"block_size={cfg.block_size} is too short for {cfg.game}: "
+                f"give --block_size={longest}"
             )
         self.n_to_read = max(1, cfg.batch_bytes // longest)
         for knob, n in (("games", cfg.games), ("batch_bytes", self.n_to_read)):
@@ -201,7 +202,7 @@ def advantages(game, played, random_side, total):
 
 
 class PlayGame(nn.Module):
-    """The loss of games: of each next byte while reading, of the model's own moves while playing."""
+    """The loss of games: next bytes while reading, the model's own moves while playing."""
 
     def __init__(self, model, cfg):
         super().__init__()
@@ -357,7 +358,7 @@ class SpinSource:
 
 
 class Spin(nn.Module):
-    """Prefer real text to the opponent's, beside the loss of the next byte (SPIN, arXiv 2401.01335)."""
+    """Prefer real text to the opponent's, besides predicting the next byte (arXiv 2401.01335)."""
 
     watches = ("next_byte", "spin")
 

@@ -27,7 +27,7 @@ from model import STLM, ModelConfig
 
 def make_data(symbols):
     data = Data.__new__(Data)
-    data.symbols, data._epoch = np.asarray(symbols), (None, None)
+    data.symbols = np.asarray(symbols)
     data.lengths = symbol_lengths("bytes", 0)
     return data
 
