@@ -1,7 +1,8 @@
-"""What report.py writes must be what the runs did, and nothing that a run folder names may be run."""
+"""tools.report shows what the runs did, and never runs anything that their folders name."""
 
 import dataclasses
 import json
+import re
 import time
 from pathlib import Path
 
@@ -46,12 +47,15 @@ def home(tmp_path, monkeypatch):
 
 def rows(page):
     """The cells of each row of the tables in this page, by the run's folder."""
-    found = [
-        [cell.strip() for cell in line.split("|")[1:-1]]
-        for line in page.read_text().splitlines()
-        if "](" in line
-    ]
-    return {row[0].split("](")[0][1:]: dict(zip(report.HEADS, row, strict=False)) for row in found}
+    found = {}
+    for line in page.read_text().splitlines():
+        cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+        if line.startswith("| run |"):
+            columns = cells
+        elif "](" in line:
+            folder = cells[0].split("](")[0][1:]
+            found[folder] = dict(zip(columns, cells, strict=True))
+    return found
 
 
 def test_published_runs_are_grouped_by_seed_with_what_they_change(home, capsys):
@@ -153,7 +157,7 @@ def test_folders_that_cannot_be_read_are_named_and_left_out(home, capsys):
     report.main([])
     warned = capsys.readouterr().err
     for name in (*odd, "gone", *spoilt):
-        assert f"out/{name} is left out" in warned
+        assert f"report: skipping out/{name}: " in warned
     text = Path("out/RUNS.md").read_text()
     assert "(1.250 to 1.500)" in text and "99.0" not in text and warned.count("\n") == 10, (
         "and the half line"
@@ -197,9 +201,9 @@ def test_kinds_of_race_have_panels_of_their_own(home):
             )
             info = json.loads((path / "run.json").read_text())
             (path / "run.json").write_text(json.dumps(info | {"device": device}))
-    [(name, _, experiments)] = report.datasets(report.read_runs(publish=False))
+    [(name, _, experiments)] = report.by_dataset(report.read_runs(publish=False))
     kinds = [
-        (on, sorted(group[0]["name"] for group in race)) for on, race in report.races(experiments)
+        (on, sorted(group[0].name for group in race)) for on, race in report.races(experiments)
     ]
     assert kinds == [
         ("CPU", ["0-2", "0-3", "1-2", "1-3"]),
@@ -209,37 +213,33 @@ def test_kinds_of_race_have_panels_of_their_own(home):
     assert report.draw([(name, 7, experiments)], Path("out")) == [Path("out/bpb_d.png")]
 
 
-def test_names_stand_in_the_picture_and_apart_from_each_other():
-    figure = report.Figure(figsize=(8, 6.5))
-    ax = figure.subplots()
-    ax.set(xscale="log")
-    race = [
-        [{"mine": False, "cfg": {}, "parameters": 800_000 + i, "bpb": 2 + i / 500, "name": f"r{i}"}]
-        for i in range(12)
-    ]
-    names = report.points(ax, race)
+def test_a_picture_has_a_line_for_each_experiment_the_best_on_top():
+    rows = report.picture_rows([], [])
+    for name, bpbs in (("a", [2.0]), ("$b", [1.5, 1.7]), ("c", [1.8])):
+        rows.append(report.Row(name, 80_000, bpbs, "space"))
+    figure = report.Figure(figsize=(9, 2))
+    left, right = figure.subplots(1, 2, sharey="row")
+    report.draw_race(left, right, sorted(rows, key=lambda row: -row.bpbs[0]))
     figure.draw_without_rendering()
-    report.write_names(ax, names)
-    figure.draw_without_rendering()
-    boxes = [report.Text.get_window_extent(text) for text in ax.texts]
-    assert len(boxes) == 12 and {text.get_text() for text in ax.texts} >= {"r0 2.000", "r11 2.022"}
+    shown = [label.get_text() for label in left.get_yticklabels()]
+    assert shown == ["a", "c", "$b"]
+    assert [text.get_text() for text in right.texts] == ["2.000", "1.800", "1.600"]
+    assert [text.get_text() for text in left.texts] == ["0.08M"] * 3
+    boxes = [text.get_window_extent() for text in (*left.texts, *right.texts)]
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
-    assert all(ax.bbox.contains(*box.min) and ax.bbox.contains(*box.max) for box in boxes)
 
 
 def test_what_is_running_is_told_from_its_heartbeat(home, capsys):
     with pytest.raises(ValueError, match=r"no runs in out/ yet: .python train.py"):
         report.main([])
-    with pytest.raises(ValueError, match=r"what is '--puplish'"):
+    with pytest.raises(ValueError, match=r"unexpected argument '--puplish'"):
         report.main(["--puplish"])
     write_run(home / "out/alive", status="running", seed=1)
     write_run(home / "out/killed", status="running", seed=2, age=9999)
     report.main([])
     out = capsys.readouterr().out
-    assert (
-        "out/alive [#####               ] 25%, step 20 | train 6.100 bpb | eval 1.500 bpb | 0:01:00 left"
-        in out
-    )
+    line = "out/alive [#####               ] 25%, step 20 | train 6.100 bpb | eval 1.500 bpb | "
+    assert line + "0:01:00 left" in out
     assert "out/killed" not in out
     text = Path("out/RUNS.md").read_text()
     assert "killed at 25%" in text and "running at 25%" in text and " at 20" in text, (

@@ -1,12 +1,13 @@
-"""The ledger of experiments: every run as a page and as pictures.
+"""The ledger of experiments: every run in a table and in pictures.
 
-    python -m tools.report              # your runs in out/ -> out/RUNS.md and out/bpb_DATA.png; what is running
-    python -m tools.report --publish    # those in results/ -> results/RUNS.md and results/bpb_DATA.png
+    python -m tools.report              # your runs in out/ -> out/RUNS.md and out/bpb_DATA.png
+    python -m tools.report --publish    # the runs in results/ -> results/RUNS.md and pictures there
 
-A run is a folder with run.json and log.jsonl (train.py writes them) and perhaps eval.json (bench.py eval). Runs that
-differ in nothing but seed and commit make one row, whose bpb is their mean; a seed that ran twice makes a second row.
-Beside yours stand the published runs that were scored on the same text, in rows of their own, and in the pictures what
-other projects reached (results/peers.json). Nothing that a run folder names is ever run or opened.
+It also prints the progress of whatever is running. A run is a folder with run.json and log.jsonl
+(from train.py) and perhaps eval.json (from bench.py eval). Runs that differ only in seed and commit
+share a row, which shows their mean; a seed that ran twice starts a second row. Published runs with
+the same val text stand beside yours, in rows of their own; the pictures add what other projects
+reached (results/peers.json). Nothing that a run's files name is ever run or opened.
 """
 
 import ast
@@ -21,20 +22,19 @@ import statistics
 import sys
 import time
 import urllib.parse
-from collections import defaultdict
+from collections import defaultdict, namedtuple
+from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.figure import Figure
-from matplotlib.text import Text
-from matplotlib.ticker import EngFormatter, LogLocator
-from matplotlib.transforms import Bbox
+from matplotlib.ticker import EngFormatter
 
 from config import ROOT
 from lib.benchmarks import BENCHMARKS
-from lib.files import duration, game_of, read_log, run_command, write_atomically
+from lib.files import duration, game_of, read_json, read_log, run_command, write_atomically
 
-# Knobs that do not make another experiment of a run
-ASIDE = {
+# Runs that differ only in these knobs are the same experiment.
+NOT_COMPARED = {
     "dataset",
     "data_dir",
     "out_dir",
@@ -44,9 +44,11 @@ ASIDE = {
     "device",
     "config",
     "intuition",
+    "eval_interval",
+    "eval_bytes",
+    "log_interval",
 }
-ASIDE |= {"eval_interval", "eval_bytes", "log_interval"}
-# Knobs of self-play, which say nothing about other runs
+# Knobs of self-play make no difference to other runs.
 SELF_PLAY = {
     "play_lr",
     "game",
@@ -64,396 +66,458 @@ SELF_PLAY = {
 TASKS = {task: label for task, (label, _) in BENCHMARKS.items()}
 
 
-def read_json(path):
-    return json.loads(path.read_text(encoding="utf-8"))
+# --- reading runs ---------------------------------------------------------------------------------
+
+
+@dataclass
+class Run:
+    """What the table and the pictures show of a run."""
+
+    folder: Path
+    log: list  # the events in log.jsonl
+    knobs: dict  # its whole config
+    config: str  # name of its config file
+    dataset: str
+    seed: int
+    why: str  # first paragraph of the config file's docstring
+    changes: str  # the knobs in its command
+    device: str
+    parameters: int
+    tables: int  # parameters in n-gram tables
+    train: str  # sha256 of the text
+    val: tuple  # sha256 and size of the text
+    n_bytes: float  # bytes of text that it has read
+    epochs: float
+    seconds: float  # of training
+    share: float  # of its planned length
+    bpb: float | None  # on all of val; None before the end
+    speed: float  # bytes per second
+    tasks: dict  # benchmark -> (accuracy in %, items scored, items there are)
+    scored_best: bool  # the tasks were scored with best.pt
+    status: str
+    silent: float  # seconds since its last event
+
+    @property
+    def is_mine(self):
+        return self.folder.parts[0] == "out"
+
+    @property
+    def name(self):
+        return re.sub(r"[-_]seed\d+$", "", clean(self.folder.name))
 
 
 def clean(text):
-    """A text from a run's files on one line, in what UTF-8 can write."""
+    """Text from a run's files, on one line and without characters that UTF-8 cannot write."""
     return " ".join(str(text).encode(errors="replace").decode().split())
 
 
 def read_run(folder, now):
-    """What page and pictures need of a run. Raises where its files are not what run.py and bench.py write."""
-    info, log = read_json(folder / "run.json"), read_log(folder / "log.jsonl")
-    cfg, data, last, verdict = info["config"], info["data"], log[-1], info.get("verdict", {})
+    """A run's folder. Raises all kinds of errors if its files are not as train.py writes them."""
+    info = read_json(folder / "run.json")
+    log = read_log(folder / "log.jsonl")
     if game_of(info):
-        raise ValueError(
-            "a game has no bits per byte; log.jsonl and its last line tell how it went"
-        )
-    text = {
-        split: str(data[split].get("text_sha256") or data[split]["sha256"])
-        for split in ("train", "val")
-    }
-    run = {
-        "folder": folder,
-        "log": log,
-        "cfg": cfg,
-        "status": clean(info["status"]),
-        "seconds": last["elapsed"],
-    }
-    run |= {
-        "name": re.sub(r"[-_]seed\d+$", "", clean(folder.name)),
-        "mine": folder.parts[0] == "out",
-    }
-    run |= {key: clean(cfg[key]) for key in ("config", "dataset")} | {"seed": int(cfg["seed"])}
-    run |= {
-        "why": clean(str(cfg["intuition"]).split("\n\n")[0]),
-        "changes": clean(flags(info["command"])),
-    }
-    run |= {
-        "parameters": int(info["parameters"]["total"]),
-        "tables": int(info["parameters"]["n-gram tables"]),
-    }
-    run |= {"val": (text["val"], int(data["val"]["bytes"])), "train": text["train"]}
-    run["epochs"] = (
-        last["step"]
-        * int(cfg["batch_bytes"])
-        / data["train"].get("symbols", data["train"]["bytes"])
+        raise ValueError("a game has no bits per byte; its log.jsonl says how it went")
+    knobs = info["config"]
+    train = info["data"]["train"]
+    val = info["data"]["val"]
+    verdict = info.get("verdict", {})
+    last = log[-1]
+    epochs = last["step"] * int(knobs["batch_bytes"]) / train.get("symbols", train["bytes"])
+    if knobs["max_steps"]:
+        share = last["step"] / knobs["max_steps"]
+    else:
+        share = last["elapsed"] / knobs["max_seconds"]
+    tasks, scored_best = read_tasks(folder / "eval.json", last["step"])
+    run = Run(
+        folder=folder,
+        log=log,
+        knobs=knobs,
+        config=clean(knobs["config"]),
+        dataset=clean(knobs["dataset"]),
+        seed=int(knobs["seed"]),
+        why=clean(str(knobs["intuition"]).split("\n\n")[0]),
+        changes=clean(changes_in(info["command"])),
+        device=device_of(info),
+        parameters=int(info["parameters"]["total"]),
+        tables=int(info["parameters"]["n-gram tables"]),
+        train=text_hash(train),
+        val=(text_hash(val), int(val["bytes"])),
+        n_bytes=epochs * train["bytes"],
+        epochs=epochs,
+        seconds=last["elapsed"],
+        share=min(1.0, share),
+        bpb=float(verdict["val_bpb"]) if verdict else None,
+        speed=float(verdict.get("bytes_per_second", 0)),
+        tasks=tasks,
+        scored_best=scored_best,
+        status=status_of(info, log, now),
+        silent=now - last["time"],
     )
-    run["bytes"] = run["epochs"] * data["train"]["bytes"]
-    length, done = (
-        (cfg["max_steps"], last["step"])
-        if cfg["max_steps"]
-        else (cfg["max_seconds"], last["elapsed"])
-    )
-    run["share"] = min(1.0, done / length)
-    run |= {
-        "bpb": float(verdict["val_bpb"]) if verdict else None,
-        "speed": float(verdict.get("bytes_per_second", 0)),
-    }
-    if (
-        run["status"] == "running"
-    ):  # its log is its heartbeat; a silence of many intervals is an end
-        intervals = [b["time"] - a["time"] for a, b in itertools.pairwise(log[-20:])] or [30]
-        run["silent"] = now - last["time"]
-        run["status"] = (
-            "running" if run["silent"] < 120 + 20 * statistics.median(intervals) else "killed"
-        )
-    on_cpu, n = "cpu" in info["device"], info["threads"]
-    run["device"] = clean(info["device"]) + f", {n} thread{'s' * (n > 1)}" * on_cpu
-    scores = read_json(folder / "eval.json") if (folder / "eval.json").is_file() else {}
-    run["tasks"] = {}
-    run["scored_best"] = scores.get("weights") == "best.pt"
-    # benchmarks count if they are of the final weights, or of the best ones of this very run
-    if run["scored_best"] or (scores.get("weights"), scores.get("step")) == (
-        "last.pt",
-        last["step"],
-    ):
-        for task, v in scores["tasks"].items():
-            run["tasks"][task] = (100 * float(v["acc"]), int(v["n"]), int(v["of"]))
-    numbers = [run[key] for key in ("seconds", "epochs", "bytes", "share", "speed")] + [
-        run["bpb"] or 0
-    ]
-    if (
-        not all(map(math.isfinite, numbers))
-        or not 0 < run["parameters"] < 1e15
-        or (run["bpb"] or 1) <= 0
-    ):
-        raise ValueError(f"its figures cannot be: {numbers}, {run['parameters']} parameters")
+    for key in ("parameters", "seconds", "epochs", "n_bytes", "share", "speed", "bpb"):
+        value = getattr(run, key)
+        if value is not None and not 0 <= value < 1e15:
+            raise ValueError(f"expected {key} between 0 and 1e15, got {value}")
+    if run.bpb == 0 or run.parameters == 0:
+        raise ValueError(f"impossible: {run.bpb} bits per byte with {run.parameters} parameters")
     return run
 
 
-def flags(command):
-    """The --knob=value of a command that make it another experiment, as text."""
-    words, found = shlex.split(command.replace("'", "").replace('"', ""))[1:], []
-    for word, following in zip(words, [*words[1:], "--"], strict=True):
-        if word.startswith("--"):
-            key, equals, value = word[2:].partition("=")
-            value = (
-                value
-                if equals
-                else "true"
-                if following.startswith("--") or ".py" in following
-                else following
-            )
-            found += [f"{key}={value}"] if key not in ASIDE else []
+def text_hash(data):
+    """The sha256 of a split's text; for tokens that of the text they stand for."""
+    return str(data.get("text_sha256") or data["sha256"])
+
+
+def device_of(info):
+    name = clean(info["device"])
+    if "cpu" not in name:
+        return name
+    threads = info["threads"]
+    return f"{name}, 1 thread" if threads == 1 else f"{name}, {threads} threads"
+
+
+def status_of(info, log, now):
+    """The run's status. A run that claims to be running, but is silent for long, was killed."""
+    status = clean(info["status"])
+    if status != "running":
+        return status
+    intervals = [after["time"] - before["time"] for before, after in itertools.pairwise(log[-20:])]
+    usual = statistics.median(intervals) if intervals else 30
+    return "running" if now - log[-1]["time"] < 120 + 20 * usual else "killed"
+
+
+def read_tasks(path, last_step):
+    """-> (benchmarks in eval.json, whether best.pt was scored).
+
+    They count if they are about the final weights or about the best ones, not about earlier ones.
+    """
+    if not path.is_file():
+        return {}, False
+    found = read_json(path)
+    weights = found.get("weights")
+    is_final = weights == "last.pt" and found.get("step") == last_step
+    tasks = {}
+    if is_final or weights == "best.pt":
+        for task, result in found["tasks"].items():
+            tasks[task] = (100 * float(result["acc"]), int(result["n"]), int(result["of"]))
+    return tasks, weights == "best.pt"
+
+
+def changes_in(command):
+    """The knobs in a command that make it another experiment, as text."""
+    words = shlex.split(command.replace("'", "").replace('"', ""))[1:]
+    found = []
+    for i, word in enumerate(words):
+        if not word.startswith("--"):
+            continue
+        key, equals, value = word[2:].partition("=")
+        if not equals:
+            # The next word is the value, unless it is another knob or the config file.
+            value = words[i + 1] if i + 1 < len(words) else "--"
+            if value.startswith("--") or ".py" in value:
+                value = "true"
+        if key not in NOT_COMPARED:
+            found.append(f"{key}={value}")
     return ", ".join(found)
 
 
 def read_runs(publish):
-    """All runs under results/ and, unless they are to be published, out/; of a run and its copy, the one in results/
-    (unless the other went on). A folder that cannot be read is named and left out."""
-    runs, now = {}, time.time()
-    roots = ["results"] if publish else ["results", "out"]
-    for path in (p for root in roots for p in sorted(Path(root).rglob("run.json"))):
+    """All runs under results/ and, unless they are to be published, under out/.
+
+    A run that was copied from out/ to results/ counts once, in results/ (unless the one in out/ has
+    gone on). Folders that cannot be read are named and skipped.
+    """
+    now = time.time()
+    paths = sorted(Path("results").rglob("run.json"))
+    if not publish:
+        paths += sorted(Path("out").rglob("run.json"))
+    runs = {}
+    for path in paths:
         try:
             run = read_run(path.parent, now)
-            key = (run["config"], run["seed"], run["log"][0]["time"])
-            if key not in runs or run["seconds"] > runs[key]["seconds"]:
-                runs[key] = run
-        except Exception as e:  # whatever is in the folder
-            print(f"report: {path.parent} is left out: {type(e).__name__}: {e}", file=sys.stderr)
-    return sorted(runs.values(), key=lambda run: run["log"][0]["time"])
+        except Exception as e:  # a folder may hold anything
+            print(f"report: skipping {path.parent}: {type(e).__name__}: {e}", file=sys.stderr)
+            continue
+        key = (run.config, run.seed, run.log[0]["time"])
+        if key not in runs or run.seconds > runs[key].seconds:
+            runs[key] = run
+    return sorted(runs.values(), key=lambda run: run.log[0]["time"])
 
 
-def datasets(runs):
-    """[(name of the data, bytes of its val, experiments)], since bpb compares within one val file only. An experiment
-    is a list of runs that differ in nothing but their seeds, so that their mean says something."""
-    found, times = defaultdict(lambda: defaultdict(list)), defaultdict(int)
-    for run in runs:  # (a knob that is 0 or empty is off: older versions do not have it)
-        aside = ASIDE if run["cfg"].get("objective") == "spin" else ASIDE | SELF_PLAY
-        knobs = json.dumps(
-            {k: v for k, v in run["cfg"].items() if v and k not in aside}, sort_keys=True
+def by_dataset(runs):
+    """[(dataset, bytes of its val, experiments)]: bpb can be compared within one val text only.
+
+    An experiment is a list of runs that differ only in their seeds.
+    """
+    groups = defaultdict(lambda: defaultdict(list))
+    n_times = defaultdict(int)
+    for run in runs:
+        ignored = NOT_COMPARED
+        if run.knobs.get("objective") != "spin":
+            ignored = NOT_COMPARED | SELF_PLAY
+        # A knob that is 0 or empty is off: older runs do not have it.
+        knobs = {key: value for key, value in run.knobs.items() if value and key not in ignored}
+        experiment = (
+            json.dumps(knobs, sort_keys=True),
+            run.bpb is None,
+            run.val,
+            run.train,
+            run.config,
+            run.device,
+            run.parameters,
+            run.is_mine,
         )
-        same = ("val", "train", "config", "device", "parameters", "mine")
-        key = (knobs, run["bpb"] is None, *(run[k] for k in same))
-        times[key, run["seed"]] += 1  # a second run of a seed is no second seed
-        found[run["val"]][key, times[key, run["seed"]]].append(run)
-    name = lambda of: min((group[0]["dataset"] for group in of), key=len)  # noqa: E731
-    return sorted(
-        [(name(of.values()), val[1], list(of.values())) for val, of in found.items()],
-        key=lambda d: d[:2],
-    )
+        # The second run of a seed starts an experiment of its own.
+        n_times[experiment, run.seed] += 1
+        groups[run.val][experiment, n_times[experiment, run.seed]].append(run)
+
+    found = []
+    for (_, n_bytes), experiments in groups.items():
+        experiments = list(experiments.values())
+        name = min((group[0].dataset for group in experiments), key=len)
+        found.append((name, n_bytes, experiments))
+    return sorted(found, key=lambda dataset: dataset[:2])
 
 
 def mean(group, key):
-    return statistics.fmean(run[key] for run in group)
+    return statistics.fmean(getattr(run, key) for run in group)
 
 
-# --- the page --------------------------------------------------------------------------------------------------------
-
-HEADS = [
-    "run",
-    "config",
-    "what it changes",
-    "why",
-    "parameters",
-    "of which tables",
-    "seeds",
-    "val bpb",
-]
-HEADS += ["bytes read, epochs", "training", "bytes/s", "device", *TASKS.values(), "status"]
+# --- the page -------------------------------------------------------------------------------------
 
 
 def cells(group, page):
-    """The cells of an experiment's row in this page."""
-    first, bpb = group[0], [r["bpb"] for r in group]  # (all have one, or none has)
-    place = os.path.relpath(first["folder"], page.parent).replace(os.sep, "/")
-    yield f"[{clean(place).translate({ord(c): None for c in '[]'})}]({urllib.parse.quote(place)})"
-    yield f"`{first['config']}`"
-    yield min((r["changes"] for r in group), key=len) or "-"
-    yield first["why"] or "no docstring"
-    yield f"{first['parameters']:,}"
-    yield f"{first['tables']:,}" if first["tables"] else "-"
-    yield ", ".join(str(r["seed"]) for r in sorted(group, key=lambda r: r["seed"]))
-    spread = f" ({min(bpb):.3f} to {max(bpb):.3f})" if len(bpb) > 1 and bpb[0] else ""
-    yield f"{statistics.fmean(bpb):.3f}{spread}" if bpb[0] else "-"
-    yield f"{mean(group, 'bytes') / 1e6:,.1f} MB, {mean(group, 'epochs'):.2f}"
-    yield f"{mean(group, 'seconds'):,.0f} s"
-    yield f"{mean(group, 'speed'):,.0f}" if bpb[0] else "-"
-    yield first["device"]
-    for task in TASKS:
-        scores = [r["tasks"][task] for r in group if task in r["tasks"]]
-        notes = [f"{scores[0][1]} items"] if scores and scores[0][1] != scores[0][2] else []
-        notes += [f"{len(scores)} of {len(group)} seeds"] if len(scores) < len(group) else []
-        notes += ["best weights"] if any(r["scored_best"] for r in group) else []
-        yield (
-            f"{statistics.fmean(s[0] for s in scores):.1f}" + f" ({', '.join(notes)})" * bool(notes)
-            if scores
-            else "-"
-        )
-    yield ", ".join(
-        dict.fromkeys(f"{r['status']} at {r['share']:.0%}".removesuffix(" at 100%") for r in group)
-    )
+    """An experiment's row of the table, by column."""
+    first = group[0]
+    place = os.path.relpath(first.folder, page.parent).replace(os.sep, "/")
+    label = clean(place).replace("[", "").replace("]", "")
+    megabytes = mean(group, "n_bytes") / 1e6
+    row = {
+        "run": f"[{label}]({urllib.parse.quote(place)})",
+        "config": f"`{first.config}`",
+        "what it changes": min((run.changes for run in group), key=len) or "-",
+        "why": first.why or "no docstring",
+        "parameters": f"{first.parameters:,}",
+        "of which tables": f"{first.tables:,}" if first.tables else "-",
+        "seeds": ", ".join(str(seed) for seed in sorted(run.seed for run in group)),
+        "val bpb": bpb_cell(group),
+        "bytes read, epochs": f"{megabytes:,.1f} MB, {mean(group, 'epochs'):.2f}",
+        "training": f"{mean(group, 'seconds'):,.0f} s",
+        "bytes/s": f"{mean(group, 'speed'):,.0f}" if first.bpb else "-",
+        "device": first.device,
+    }
+    for task, label in TASKS.items():
+        row[label] = task_cell(group, task)
+    ends = []
+    for run in group:
+        end = run.status if run.share == 1 else f"{run.status} at {run.share:.0%}"
+        if end not in ends:
+            ends.append(end)
+    row["status"] = ", ".join(ends)
+    return row
 
 
-def write_page(runs, found, page):
-    """A table for each val file, and the configs that have no row in any."""
-    when = (
-        f" at {time.strftime('%Y-%m-%d %H:%M')}"
-        if any(r["status"] == "running" for r in runs)
-        else ""
-    )
+def bpb_cell(group):
+    values = [run.bpb for run in group]
+    if values[0] is None:  # then it is None for all
+        return "-"
+    text = f"{statistics.fmean(values):.3f}"
+    if len(values) > 1:
+        text += f" ({min(values):.3f} to {max(values):.3f})"
+    return text
+
+
+def task_cell(group, task):
+    scores = [run.tasks[task] for run in group if task in run.tasks]
+    if not scores:
+        return "-"
+    accuracies, n_items, n_all = zip(*scores, strict=True)
+    notes = []
+    if n_items[0] != n_all[0]:
+        notes.append(f"{n_items[0]} items")
+    if len(scores) < len(group):
+        notes.append(f"{len(scores)} of {len(group)} seeds")
+    if any(run.scored_best for run in group):
+        notes.append("best weights")
+    text = f"{statistics.fmean(accuracies):.1f}"
+    if notes:
+        text += f" ({', '.join(notes)})"
+    return text
+
+
+def table(experiments, page):
+    """The lines of a Markdown table, the lowest bpb first. It leaves out tasks nobody scored."""
+
+    def bpb_or_last(group):
+        return mean(group, "bpb") if group[0].bpb else math.inf
+
+    rows = [cells(group, page) for group in sorted(experiments, key=bpb_or_last)]
+    columns = []
+    for column in rows[0]:
+        if column not in TASKS.values() or any(row[column] != "-" for row in rows):
+            columns.append(column)
+    lines = [markdown_row(columns), markdown_row("---" for _ in columns)]
+    for row in rows:
+        lines.append(markdown_row(clean(row[column]).replace("|", "\\|") for column in columns))
+    return lines
+
+
+def markdown_row(texts):
+    return "| " + " | ".join(texts) + " |"
+
+
+def write_page(runs, datasets, page):
+    """A table for each val text, then the configs that have not been run."""
+    when = ""
+    if any(run.status == "running" for run in runs):
+        when = f" at {time.strftime('%Y-%m-%d %H:%M')}"
     rule = "Each table has its own val text: compare within it."
     lines = ["# All runs", "", f"Written by tools.report{when}. {rule}", ""]
-    for name, size, experiments in found:
-        lines += [f"## {name} (val: {size:,} bytes)", ""]
-        best_first = sorted(
-            experiments, key=lambda group: mean(group, "bpb") if group[0]["bpb"] else math.inf
-        )
-        table = [list(cells(group, page)) for group in best_first]
-        keep = [
-            i
-            for i in range(len(HEADS))
-            if HEADS[i] not in TASKS.values() or any(row[i] != "-" for row in table)
-        ]
-        for row in [HEADS, ["---"] * len(HEADS), *table]:
-            lines.append(
-                "| " + " | ".join(" ".join(row[i].replace("|", "\\|").split()) for i in keep) + " |"
-            )
-        lines.append("")
+    for name, n_bytes, experiments in datasets:
+        lines += [f"## {name} (val: {n_bytes:,} bytes)", "", *table(experiments, page), ""]
+
     lines += ["## Configs without a row here", ""]
-    ran = {run["config"] for run in runs}
-    for path in [
-        p
-        for folder in ("config", "config/races")
-        for p in sorted((ROOT / folder).glob("[a-z]*.py"))
-    ]:
-        if path.stem not in ran:  # (its docstring is read, nothing is run)
-            with contextlib.suppress(SyntaxError):
-                why = (
-                    ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "no docstring"
-                )
-                lines.append(f"- `{path.relative_to(ROOT).as_posix()}`: {clean(why)}")
-    write_atomically(page, lambda f: f.write("\n".join([*lines, ""]).encode()))
+    with_row = {run.config for run in runs}
+    paths = sorted((ROOT / "config").glob("[a-z]*.py"))
+    paths += sorted((ROOT / "config" / "races").glob("[a-z]*.py"))
+    for path in paths:
+        if path.stem in with_row:
+            continue
+        # Parse the file for its docstring; never run it.
+        with contextlib.suppress(SyntaxError):
+            docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+            why = clean(docstring or "no docstring")
+            lines.append(f"- `{path.relative_to(ROOT).as_posix()}`: {why}")
+    text = "\n".join([*lines, ""])
+    write_atomically(page, lambda file: file.write(text.encode()))
 
 
-# --- pictures --------------------------------------------------------------------------------------------------------
+# --- pictures -------------------------------------------------------------------------------------
 
 KINDS = {
     "space": ("pooled at spaces", "tab:red"),
     "fixed": ("pooled at fixed lengths", "tab:orange"),
-}
-KINDS |= {
     "none": ("plain bytes", "tab:blue"),
     "gpt2": ("BPE", "tab:green"),
     "peer": ("other projects", "grey"),
 }
+Row = namedtuple("Row", "name parameters bpbs kind")  # bpbs: one for each seed
 
 
 def races(experiments):
-    """[(CPU or GPU, experiments that finished)], a pair for each kind of race: minutes apart from hours."""
+    """[(CPU or GPU, finished experiments)] by kind of race: minutes and hours are kept apart."""
     found = defaultdict(list)
     for group in experiments:
-        parent = group[0]["folder"].parent.name
-        a_table_shows_it = not group[0]["mine"] and parent in (
-            "objectives",
-            "repeat",
-        )  # many of one size
-        if group[0]["bpb"] and not a_table_shows_it:
-            length = sum(mean(group, "seconds") >= limit for limit in (600, 3600, 36000, 360000))
-            found["CPU" if "cpu" in group[0]["device"] else "GPU", length].append(group)
+        first = group[0]
+        # these have tables of their own: many variants of one size
+        is_in_table = not first.is_mine and first.folder.parent.name in ("objectives", "repeat")
+        if first.bpb is None or is_in_table:
+            continue
+        device = "CPU" if "cpu" in first.device else "GPU"
+        seconds = mean(group, "seconds")
+        length = sum(1 for limit in (600, 3600, 36000, 360000) if seconds >= limit)
+        found[device, length].append(group)
     return [(key[0], found[key]) for key in sorted(found) if len(found[key]) > 1]
 
 
-def draw(found, folder):
-    """For each val file a picture of bpb against parameters, with a panel for each kind of race. Returns the paths."""
-    paths, peers = [], read_json(ROOT / "results" / "peers.json")["peers"]
-    slugs = [
-        re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_") for name, *_ in found
-    ]  # (it may be called ../../x)
-    for slug, (name, val_bytes, experiments) in zip(slugs, found, strict=True):
-        panels = races(experiments)
-        others = [
-            [p | {"mine": False, "cfg": {"pooling": "peer"}}]
-            for p in peers
-            if p["val_bytes"] == val_bytes
-        ]
-        figure = Figure(figsize=(8 * len(panels), 6.5), layout="constrained") if panels else None
-        for i, (device, race) in enumerate(panels):
-            seconds, sizes = (
-                [mean(group, key) for group in race] for key in ("seconds", "parameters")
-            )
-            sizes += [other[0]["parameters"] for other in others]
-            span = " to ".join(dict.fromkeys(map(duration, (min(seconds), max(seconds)))))
-            ax = figure.add_subplot(
-                1, len(panels), i + 1, xscale="log", xlim=(min(sizes) / 4, max(sizes) * 4)
-            )
-            title = (
-                f"{name}: {span} of training on a {device}\nlower is better; a bar spans the seeds"
-            )
-            ax.set_title(title, fontsize=10, parse_math=False)
-            ax.set(xlabel="parameters, tables of n-grams among them", ylabel="val bits per byte")
-            ax.secondary_yaxis(
-                "right", (lambda y: y * math.log(2), lambda y: y / math.log(2))
-            ).set_ylabel("nats")
-            ax.grid(alpha=0.3)
-            ax.margins(y=0.2)
-            names = points(ax, [*race, *others])
-            ax.xaxis.set_major_formatter(EngFormatter(sep=""))
-            ax.xaxis.set_minor_formatter("")
-            ax.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
-            figure.draw_without_rendering()  # (now it is known where everything stands)
-            write_names(ax, names)
-        if panels:
-            twice = f"_{experiments[0][0]['val'][0][:8]}" * (slugs.count(slug) > 1)
-            paths.append(folder / f"bpb_{slug}{twice}.png")
-            paths[-1].unlink(missing_ok=True)  # (savefig would write through a link)
-            figure.savefig(paths[-1], dpi=90)
+def picture_rows(race, peers):
+    """The rows of a picture, the highest bpb first."""
+    rows = [Row(peer["name"], peer["parameters"], [peer["bpb"]], "peer") for peer in peers]
+    for group in race:
+        first = group[0]
+        kind = first.knobs.get("pooling")
+        if first.knobs.get("tokenizer") == "gpt2":
+            kind = "gpt2"
+        if kind not in KINDS:
+            kind = "none"
+        name = f"{first.name} (yours)" if first.is_mine else first.name
+        rows.append(Row(name, first.parameters, [run.bpb for run in group], kind))
+    return sorted(rows, key=lambda row: -statistics.fmean(row.bpbs))
+
+
+def draw(datasets, folder):
+    """A picture for each val text, with two panels for each kind of race. Returns the paths."""
+    all_peers = read_json(ROOT / "results" / "peers.json")["peers"]
+    # A dataset's name may be anything, ../../x too.
+    slugs = [re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_") for name, _, _ in datasets]
+    paths = []
+    for slug, (name, n_bytes, experiments) in zip(slugs, datasets, strict=True):
+        found = races(experiments)
+        if not found:
+            continue
+        peers = [peer for peer in all_peers if peer["val_bytes"] == n_bytes]
+        pictured = [picture_rows(race, peers) for _, race in found]
+        heights = [len(rows) + 3 for rows in pictured]
+        figure = Figure(figsize=(9, 0.27 * sum(heights)), layout="constrained")
+        panels = figure.subplots(
+            len(found),
+            2,
+            sharey="row",
+            squeeze=False,
+            height_ratios=heights,
+            width_ratios=(1, 2),
+        )
+        for (device, race), rows, (left, right) in zip(found, pictured, panels, strict=True):
+            seconds = [mean(group, "seconds") for group in race]
+            span = duration(min(seconds))
+            if duration(max(seconds)) != span:
+                span += f" to {duration(max(seconds))}"
+            right.set_title(f"{name}: {span} on a {device}", fontsize=10, parse_math=False)
+            draw_race(left, right, rows)
+        if slugs.count(slug) > 1:
+            slug += f"_{experiments[0][0].val[0][:8]}"
+        path = folder / f"bpb_{slug}.png"
+        path.unlink(missing_ok=True)  # savefig would write through a link
+        figure.savefig(path, dpi=90)
+        paths.append(path)
     return paths
 
 
-def points(ax, race):
-    """A dot for each experiment, a square if it is the reader's own, a cross for each peer: [(x, y, name, color)]."""
-    names, shown = [], set()
-    for group in race:
-        cfg, values = group[0]["cfg"], [r["bpb"] for r in group]
-        x, bpb = group[0]["parameters"], statistics.fmean(values)
-        kind, color = KINDS.get(
-            "gpt2" if cfg.get("tokenizer") == "gpt2" else str(cfg.get("pooling")), KINDS["none"]
-        )
-        marker, ink = (
-            ("x", "grey") if color == "grey" else ("s" if group[0]["mine"] else "o", "black")
-        )
-        bar = (
-            {"yerr": [[bpb - min(values)], [max(values) - bpb]], "capsize": 3}
-            if len(values) > 1
-            else {}
-        )
-        ax.errorbar(
-            x, bpb, fmt=marker, ms=6, color=color, label=None if kind in shown else kind, **bar
-        )
+def draw_race(left, right, rows):
+    """A line for each experiment: its parameters on the left, its bpb on the right.
+
+    A bar spans the seeds.
+    """
+    style = {"textcoords": "offset points", "xytext": (7, 0), "va": "center", "fontsize": 8}
+    shown = set()
+    for y, (_, parameters, bpbs, kind) in enumerate(rows):
+        label, color = KINDS[kind]
+        if kind in shown:
+            label = None  # the legend has it
         shown.add(kind)
-        names.append((x, bpb, f"{group[0]['name']}{' (yours)' * group[0]['mine']} {bpb:.3f}", ink))
-    ax.legend(fontsize=8)
-    return names
+        left.plot(parameters, y, "o", color=color)
+        left.annotate(f"{parameters / 1e6:.2f}M", (parameters, y), **style)
+        bpb = statistics.fmean(bpbs)
+        bar = [[bpb - min(bpbs)], [max(bpbs) - bpb]]
+        right.errorbar(bpb, y, xerr=bar, fmt="o", capsize=3, color=color, label=label)
+        right.annotate(f"{bpb:.3f}", (max(bpbs), y), **style)
+    left.set_yticks(range(len(rows)), [row.name for row in rows], fontsize=8, parse_math=False)
+    left.set_xscale("log")
+    left.xaxis.set_major_formatter(EngFormatter(sep=""))
+    left.xaxis.set_minor_formatter("")
+    left.set_xlabel("parameters, n-gram tables included", fontsize=8)
+    left.margins(x=0.3)
+    right.set_xlabel("bits per byte of val: lower is better", fontsize=8)
+    right.margins(x=0.12)
+    right.legend(fontsize=8, loc="upper right")
+    for axes in (left, right):
+        axes.tick_params(axis="x", labelsize=8)
+        axes.grid(alpha=0.3)
 
 
-def write_names(ax, names):
-    """Write each name as near to its dot as there is room, with a line to it where it had to move away."""
-    around = [
-        (math.cos(a * math.pi / 8), math.sin(a * math.pi / 8))
-        for a in (0, 8, 1, 15, 7, 9, 2, 14, 6, 10, 4, 12)
-    ]
-    taken, point = [ax.get_legend().get_window_extent()], ax.figure.dpi / 72
-    dots = [ax.transData.transform(name[:2]) for name in names]
-    for x, y, name, color in sorted(names, key=lambda n: -n[1]):
-        dot = ax.transData.transform((x, y))
-        line = {
-            "arrowstyle": "-",
-            "color": color,
-            "lw": 0.5,
-            "alpha": 0.6,
-            "shrinkA": 0,
-            "shrinkB": 3,
-        }
-        style = {
-            "textcoords": "offset points",
-            "fontsize": 8,
-            "va": "center",
-            "arrowprops": line,
-            "color": color,
-        }
-        text = ax.annotate(name, (x, y), xytext=(0, 0), in_layout=False, parse_math=False, **style)
-        width, height = Text.get_window_extent(text).size
-        for dx, dy in ((r * dx, r * dy) for r in range(9, 200, 4) for dx, dy in around):
-            left = dot[0] + dx * point - (0 if dx > 1 else width if dx < -1 else width / 2)
-            box = Bbox.from_bounds(left, dot[1] + dy * point - height / 2, width, height).padded(2)
-            free = not any(box.overlaps(other) for other in taken) and not any(
-                box.contains(*dot) for dot in dots
-            )
-            if free and ax.bbox.contains(*box.min) and ax.bbox.contains(*box.max):
-                break
-        text.set(position=(dx, dy), ha="left" if dx > 1 else "right" if dx < -1 else "center")
-        taken.append(box)
+# --- running now ----------------------------------------------------------------------------------
 
 
-# --- what is running -------------------------------------------------------------------------------------------------
-
-
-def running(runs):
-    """A line for each run that is going on, from its log."""
-    for r in (r for r in runs if r["status"] == "running"):
-        newest = {e["event"]: e["bpb"] for e in r["log"] if "bpb" in e}
-        losses = "".join(f"{event} {bpb:.3f} bpb | " for event, bpb in newest.items())
-        left = (
-            duration(r["seconds"] / r["share"] * (1 - r["share"]))
-            if r["share"] > 0
-            else "unknown time"
-        )
-        bar = f"[{'#' * round(20 * r['share']):<20}] {r['share']:.0%}, step {r['log'][-1]['step']:,.0f}"
-        yield f"{r['folder']} {bar} | {losses}{left} left | last heard {r['silent']:.0f} s ago"
+def progress_line(run):
+    """How far a running run is, from its log."""
+    newest = {event["event"]: event["bpb"] for event in run.log if "bpb" in event}
+    bar = "#" * round(20 * run.share)
+    step = run.log[-1]["step"]
+    parts = [f"{run.folder} [{bar:<20}] {run.share:.0%}, step {step:,}"]
+    parts += [f"{event} {bpb:.3f} bpb" for event, bpb in newest.items()]
+    if run.share > 0:
+        parts.append(f"{duration(run.seconds / run.share * (1 - run.share))} left")
+    parts.append(f"last event {run.silent:.0f} s ago")
+    return " | ".join(parts)
 
 
 def main(argv=None):
@@ -461,18 +525,24 @@ def main(argv=None):
     if "--help" in argv or "-h" in argv:
         print(__doc__.strip())
         return
+    for word in argv:
+        if word != "--publish":
+            raise ValueError(f"unexpected argument {word!r}: the only one is --publish; see --help")
     publish = "--publish" in argv
-    if unknown := [word for word in argv if word != "--publish"]:
-        raise ValueError(f"what is {unknown[0]!r}? There is only --publish; see --help")
-    folder, runs = Path("results" if publish else "out"), read_runs(publish)
-    shown = [run for run in runs if publish or run["mine"]]
+    folder = Path("results" if publish else "out")
+    runs = read_runs(publish)
+    shown = runs if publish else [run for run in runs if run.is_mine]
     if not shown:
         raise ValueError(f"no runs in {folder}/ yet: `python train.py` makes the first one in out/")
-    found = [d for d in datasets(runs) if publish or any(group[0]["mine"] for group in d[2])]
-    write_page(runs, found, folder / "RUNS.md")
-    written = [folder / "RUNS.md", *draw(found, folder)]
-    print(f"{len(shown)} run{'s' * (len(shown) > 1)} -> {', '.join(map(str, written))}")
-    print("\n".join(running(shown)) or "nothing is running now")
+
+    # of the published runs, those whose val text the reader's own runs have, too
+    vals = {run.val for run in shown}
+    datasets = by_dataset([run for run in runs if run.val in vals])
+    write_page(runs, datasets, folder / "RUNS.md")
+    written = [str(path) for path in (folder / "RUNS.md", *draw(datasets, folder))]
+    print(f"{len(shown)} run(s) -> {', '.join(written)}")
+    alive = [progress_line(run) for run in shown if run.status == "running"]
+    print("\n".join(alive) or "nothing is running now")
 
 
 if __name__ == "__main__":
