@@ -1,18 +1,21 @@
-"""What is a model worth?
+"""Measure models: how fast they train and write, and how well they score.
 
-    python bench.py speed                                # 10M, pooled beside plain (on CUDA: 50M, beside BPE as well)
+    python bench.py speed                                # 10M, pooled and plain (CUDA: 50M, + BPE)
     python bench.py speed config/demo.py config/stlm_10m.py --rounds=5
-    python bench.py eval --model=out/demo                # val and benchmarks, from the Hub
-    python bench.py eval --data=DIR --tasks=val,blimp    # DIR/blimp.jsonl
+    python bench.py eval --model=out/demo                # val, and benchmarks from the Hub
+    python bench.py eval --data=DIR --tasks=val,blimp    # benchmarks from files: DIR/blimp.jsonl
     python bench.py eval --text=novel.txt                # bits per byte of any text
 
-speed: training (forward, backward, optimizer step, at the config's own batch) and generation, of untrained models fed
-    with real text; every config in a process of its own, configs taking turns, warm-up left out.
-eval: scores a run's best weights (or --weights=last) into its eval.json, as lm-evaluation-harness does: acc takes the
-    choice with the highest sum of log-probabilities (ties share the point), acc_norm divides by characters, acc_bytes
-    by bytes. BLiMP compares whole sentences, WinoGrande what follows either name, ARC and MMLU the answers' texts.
-    A line of DIR/TASK.jsonl: {"context": str, "choices": [str, ...], "answer": int} or {"context_options": [str, ...],
-    "continuation": str, "answer": int}, with "group" if you like.
+speed trains and generates with untrained models, at each config's own batch size, and feeds them
+real text. Each measurement has a process of its own; configs take turns; warm-up does not count.
+
+eval scores a run's best weights (--weights=last: the newest) and writes eval.json into its folder.
+It follows lm-evaluation-harness: acc takes the choice with the highest log-probability (ties share
+the point), acc_norm divides that by characters, acc_bytes by bytes. BLiMP compares whole sentences,
+WinoGrande the text after either name, ARC and MMLU the texts of the answers.
+
+A line of DIR/TASK.jsonl is {"context": str, "choices": [str, ...], "answer": int}, or
+{"context_options": [str, ...], "continuation": str, "answer": int}; "group": str is optional.
 """
 
 import dataclasses
@@ -47,6 +50,7 @@ from lib.files import (
     load_model,
     load_run,
     newest_run,
+    read_json,
     read_utf8,
     run_command,
     write_json,
@@ -59,81 +63,150 @@ from train import compile_and_wrap, train_step
 
 @dataclass
 class BenchConfig:
-    # --- all ---
+    # --- speed and eval ---
     device: str = "auto"  # auto: cuda, else mps, else cpu
-    dtype: Literal["auto", "float32", "bfloat16"] = (
-        "auto"  # of matrix products; auto: speed as train.py, eval float32
-    )
+    # of matrix products; auto: for speed as in train.py, for eval float32
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     json: bool = False  # print JSON instead of a table
-    seed: int = 1337  # of the items that limit takes, and of speed's weights and text
-    text: str = ""  # a UTF-8 file: eval scores it, speed reads it (empty: the standard library)
+    seed: int = 1337  # speed: of weights and text; eval: of the items that limit draws
+    text: str = ""  # a UTF-8 file to score (eval) or to feed (speed; empty: the standard library)
     # --- speed ---
-    rounds: int = 3  # times each config is measured, taking turns
-    seconds: float = 5.0  # of training in a round, at least (and at least one step)
-    compile: Literal["auto", "on", "off"] = (
-        "auto"  # torch.compile in training; auto: as the config says
-    )
+    rounds: int = 3  # measurements of each config
+    seconds: float = 5.0  # shortest time to train in a measurement; at least one step
+    compile: Literal["auto", "on", "off"] = "auto"  # torch.compile; auto: as the config says
     # --- eval ---
-    model: str = (
-        ""  # a run's folder, a shared one, or USER/NAME on the Hub; empty: the newest under out/
-    )
-    out_dir: str = ""  # another name of model
-    weights: Literal["best", "last"] = "best"  # of the run: lowest val loss, or newest
-    tasks: str = ""  # comma-separated: val and names of benchmarks; empty: all there are
+    model: str = ""  # a run's folder, a shared folder, USER/NAME on the Hub; empty: the newest run
+    out_dir: str = ""  # another name for model
+    weights: Literal["best", "last"] = "best"  # of a run: lowest val loss, or newest
+    tasks: str = ""  # val and benchmarks, separated by commas; empty: all
     data: str = ""  # folder with TASK.jsonl files; empty: the Hub, through `datasets`
-    data_dir: str = ""  # where datasets live; empty: where the run found them
-    limit: int = 0  # items of each benchmark, drawn at random; 0: all
-    stride: int = 0  # symbols that a window scores in the second val figure; 0: half of the context
+    data_dir: str = ""  # folder of the prepared datasets; empty: the run's
+    limit: int = 0  # score this many random items of each benchmark; 0: all
+    stride: int = 0  # bpb_stride: symbols that each window scores; 0: half of the context
 
     def __post_init__(self):
-        for key, low in (("rounds", 1), ("seconds", 0), ("limit", 0), ("stride", 0), ("seed", 0)):
-            if not low <= getattr(self, key) < 2**63:
-                raise ValueError(
-                    f"{key}={getattr(self, key)} must be at least {low} and below 2**63"
-                )
+        lowest = {"rounds": 1, "seconds": 0, "limit": 0, "stride": 0, "seed": 0}
+        for key, low in lowest.items():
+            value = getattr(self, key)
+            if not low <= value < 2**63:
+                raise ValueError(f"{key}={value} must be at least {low} and below 2**63")
 
 
-# --- speed -----------------------------------------------------------------------------------------------------------
+def main(argv=None):
+    options, words = parse(BenchConfig, sys.argv[1:] if argv is None else argv, __doc__)
+    command, *paths = words or [""]
+    if command not in ("speed", "eval"):
+        raise ValueError(f"unknown command {command!r}: use speed or eval; see --help")
+    if command == "speed":
+        run_speed(options, paths)
+        return
+    if paths:
+        raise ValueError(f"unexpected argument {paths[0]!r}: eval takes --key=value; see --help")
+    run_eval(options)
 
-LENGTHS, TOGETHER = (512, 1024, 2048, 4096), 16  # bytes of text so far; texts generated at once
+
+# --- speed ----------------------------------------------------------------------------------------
+
+LENGTHS = (512, 1024, 2048, 4096)  # bytes of text so far, when generation is timed
+N_TEXTS = 16  # texts generated at once
+
+
+def run_speed(options, paths):
+    """Measure configs in turns, each time in a process of its own, and print how they compare."""
+    if not paths:
+        device, _ = pick_device(options.device)
+        names = ["stlm_10m", "plain_10m"]
+        if device.type == "cuda":
+            names = ["stlm_50m", "plain_50m", "bpe_50m"]
+        paths = [str(ROOT / "config" / f"{name}.py") for name in names]
+    configs = []
+    for path in paths:
+        values, _ = load_file(Config, path)
+        configs.append(build(Config, values, path))
+    text = some_text(options.text)
+
+    arms = [{"config": Path(path).stem, "rounds": []} for path in paths]
+    with tqdm(total=options.rounds * len(arms), desc="measuring", unit="run") as bar:
+        for r in range(options.rounds):
+            for k in range(len(arms)):
+                i = (r + k) % len(arms)  # every round starts with another config
+                bar.set_postfix_str(arms[i]["config"])
+                found = measure_in_new_process(paths[i], configs[i], options, text)
+                arms[i]["rounds"].append(found)
+                bar.update()
+    for arm in arms:
+        summarize_rounds(arm, arms[0]["rounds"])
+
+    about = {
+        "text": options.text or "the standard library",
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "commit": commit(),
+    }
+    if options.json:
+        print(json.dumps(about | {"arms": arms}, indent=1))
+        return
+    print_speed(arms)
+    print(f"{arms[0]['device']}, torch {about['torch']}, commit {about['commit']}")
+    print(
+        f"text: {about['text']}; generation in float32; {options.rounds} rounds: "
+        "mean ± standard deviation (ratio to the first config)"
+    )
 
 
 def some_text(path):
     """1 MB of real text: a file, or the standard library, which is the same everywhere."""
-    files = [] if path else sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
-    text = read_utf8(path, "text") if path else b"".join(p.read_bytes() for p in files)
+    if path:
+        text = read_utf8(path, "text")
+    else:
+        files = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
+        text = b"".join(file.read_bytes() for file in files)
     if len(text) < 20_000:
         raise ValueError(
-            f"text={path} has {len(text)} bytes; speed needs at least 20000 of real text"
+            f"text={path} has {len(text)} bytes, speed needs at least 20000: choose a longer text"
         )
     return text[: 1 << 20]
 
 
+def measure_in_new_process(path, cfg, options, text):
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+        try:
+            return process.submit(measure_speed, cfg, options, text).result()
+        except (BrokenExecutor, torch.OutOfMemoryError):
+            raise ValueError(
+                f"{path}: its process died, probably out of memory: give it a smaller micro_batch"
+            ) from None
+
+
 def measure_speed(cfg, options, text):
-    """One round of one config, in a process of its own: {name: a float that was measured, or what is known}."""
+    """One measurement of one config, as a dict. Floats were measured; the rest is known."""
     machine = Machine(options.device, options.dtype)
     torch.manual_seed(options.seed)
     model = STLM(cfg).to(machine.device)
     symbols = torch.tensor(encode(cfg, text), device=machine.device)
-    per_symbol, parameters, T = len(text) / len(symbols), parameter_table(model), cfg.block_size
-    found = {"parameters": parameters["total"], "tables": parameters["n-gram tables"]}
-    found |= {
-        "batch": f"{cfg.batch_bytes // T} x {T}",
-        "flops_per_byte": round(flops_per_symbol(model) / per_symbol),
-    }
-    found |= training_speed(model, cfg, options, symbols, per_symbol, machine)
-    found["mfu"] = machine.mfu(found["flops_per_byte"] * found["train_bytes_per_second"])
-    found |= generation_speed(model.eval(), symbols, per_symbol, machine)
-    return found | {"device": f"{machine.name}, {torch.get_num_threads()} threads"}
-
-
-def training_speed(model, cfg, options, symbols, per_symbol, machine):
-    """Steps as train.py does them, on one batch."""
+    bytes_per_symbol = len(text) / len(symbols)
+    parameters = parameter_table(model)
     T = cfg.block_size
-    rows = cfg.batch_bytes // T
-    micro_batch = machine.rows_per_pass(rows, cfg.micro_batch, T)
+    found = {
+        "parameters": parameters["total"],
+        "tables": parameters["n-gram tables"],
+        "batch": f"{cfg.batch_bytes // T} x {T}",
+        "flops_per_byte": round(flops_per_symbol(model) / bytes_per_symbol),
+    }
+    found |= training_speed(model, cfg, options, symbols, bytes_per_symbol, machine)
+    found["mfu"] = machine.mfu(found["flops_per_byte"] * found["train_bytes_per_second"])
+    found |= generation_speed(model.eval(), symbols, bytes_per_symbol, machine)
+    found["device"] = f"{machine.name}, {torch.get_num_threads()} threads"
+    return found
+
+
+def training_speed(model, cfg, options, symbols, bytes_per_symbol, machine):
+    """The speed of train.py's steps, all of them on one batch."""
+    T = cfg.block_size
+    n_rows = cfg.batch_bytes // T
+    micro_batch = machine.rows_per_pass(n_rows, cfg.micro_batch, T)
     generator = torch.Generator().manual_seed(options.seed)
-    starts = torch.randint(len(symbols) - T, (rows,), generator=generator).tolist()
+    starts = torch.randint(len(symbols) - T, (n_rows,), generator=generator).tolist()
     idx = torch.stack([symbols[i : i + T] for i in starts])
     targets = torch.stack([symbols[i + 1 : i + 1 + T] for i in starts])
 
@@ -146,8 +219,8 @@ def training_speed(model, cfg, options, symbols, per_symbol, machine):
         cfg = dataclasses.replace(cfg, compile=options.compile)
     trained, is_compiled = compile_and_wrap(model, cfg, machine, micro_batch)
 
-    def step(n_rows):
-        batch = idx[:n_rows], targets[:n_rows]
+    def step(n):
+        batch = (idx[:n], targets[:n])
         train_step(trained, optimizers, batch, micro_batch, machine.autocast, cfg.grad_clip)
         machine.synchronize()
 
@@ -155,282 +228,127 @@ def training_speed(model, cfg, options, symbols, per_symbol, machine):
     n_steps = 0
     start = time.perf_counter()
     while n_steps == 0 or time.perf_counter() - start < options.seconds:
-        step(rows)
+        step(n_rows)
         n_steps += 1
     seconds = time.perf_counter() - start
     found = {
         "training": f"{machine.dtype_name}, {'compiled' if is_compiled else 'eager'}",
-        "train_bytes_per_second": n_steps * rows * T * per_symbol / seconds,
+        "train_bytes_per_second": n_steps * n_rows * T * bytes_per_symbol / seconds,
     }
     if machine.device.type == "cuda":
         found["peak_memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
-    elif sys.platform == "linux":  # on a CPU: of the whole process
+    elif sys.platform == "linux":  # of the whole process
         status = Path("/proc/self/status").read_text(encoding="utf-8")
         found["peak_memory_gb"] = int(re.search(r"VmHWM:\s+(\d+)", status)[1]) * 1024 / 1e9
     return found
 
 
 @torch.inference_mode()
-def generation_speed(model, symbols, per_symbol, machine):
-    """The text is fed, so that patches are those of real text; a choice is drawn as `generate` does."""
-    found, at, n = {}, [round(length / per_symbol) for length in LENGTHS], round(128 / per_symbol)
-    starts = torch.linspace(0, len(symbols) - at[0] - n - 1, TOGETHER).long().tolist()
-    for texts in (1, TOGETHER):
-        rows = torch.stack([symbols[i : i + at[0] + n] for i in starts[:texts]])
-        model.read(rows[:, at[0] :], model.read(rows[:, : at[0]], model.start(texts))[1])  # warm-up
-        machine.synchronize()
-        start = time.perf_counter()
-        x, state = model.read(rows[:, : at[0]], model.start(texts), last=True)
-        sample(model.head(x[:, -1]).cpu())
-        if texts == 1:
-            found["first_byte_seconds"] = time.perf_counter() - start
-        for i, length in enumerate(at if texts == 1 else at[:1]):
-            if i:  # read on to the next length
-                state = model.read(symbols[None, at[i - 1] + n : length], state)[1]
-                rows = symbols[None, : length + n]
-            machine.synchronize()
-            start = time.perf_counter()
-            for t in range(length, length + n):
-                x, state = model.read(rows[:, t, None], state)
-                sample(model.head(x[:, -1]).cpu())
-            speed = texts * n * per_symbol / (time.perf_counter() - start)
-            found[f"generate_at_{LENGTHS[i]}" if texts == 1 else f"generate_{TOGETHER}_texts"] = (
-                speed
-            )
+def generation_speed(model, symbols, bytes_per_symbol, machine):
+    """The speed of generation after texts of several lengths, and of many texts at once.
+
+    Symbols are drawn as in `generate`, but the next symbol of a real text is read, so that patches
+    are real.
+    """
+    n_new = round(128 / bytes_per_symbol)
+    n_prompt = round(LENGTHS[0] / bytes_per_symbol)
+    starts = torch.linspace(0, len(symbols) - n_prompt - n_new - 1, N_TEXTS).long().tolist()
+    texts = torch.stack([symbols[i : i + n_prompt + n_new] for i in starts])
+    found = {}
+
+    # one text
+    timed_generation(model, texts[:1], 0, model.start(1), machine)  # warm-up
+    machine.synchronize()
+    start = time.perf_counter()
+    x, _ = model.read(symbols[None, :n_prompt], model.start(1), last=True)
+    sample(model.head(x[:, -1]).cpu())
+    found["first_byte_seconds"] = time.perf_counter() - start
+    state = model.start(1)
+    n_read = 0
+    for length in LENGTHS:
+        n_prompt = round(length / bytes_per_symbol)
+        piece = symbols[None, n_read : n_prompt + n_new]
+        seconds, state = timed_generation(model, piece, n_prompt - n_read, state, machine)
+        found[f"generate_at_{length}"] = n_new * bytes_per_symbol / seconds
+        n_read = n_prompt + n_new
+
+    # many texts
+    n_prompt = round(LENGTHS[0] / bytes_per_symbol)
+    for _ in range(2):  # the first time is warm-up
+        seconds, _ = timed_generation(model, texts, n_prompt, model.start(N_TEXTS), machine)
+    found[f"generate_{N_TEXTS}_texts"] = N_TEXTS * n_new * bytes_per_symbol / seconds
     return found
 
 
-def speed(options, paths):
-    """Measure configs in turns, a process for each measurement, and print how they compare."""
-    if not paths:
-        cuda = pick_device(options.device)[0].type == "cuda"
-        names = ("stlm_50m", "plain_50m", "bpe_50m") if cuda else ("stlm_10m", "plain_10m")
-        paths = [str(ROOT / "config" / f"{name}.py") for name in names]
-    configs = [build(Config, load_file(Config, p)[0], p) for p in paths]
-    text, source = some_text(options.text), options.text or "the standard library"
-    arms = [{"config": Path(path).stem, "rounds": []} for path in paths]
-    with tqdm(total=options.rounds * len(arms), desc="measuring", unit="run") as bar:
-        for i in [
-            (r + i) % len(arms) for r in range(options.rounds) for i in range(len(arms))
-        ]:  # taking turns
-            bar.set_postfix_str(arms[i]["config"])
-            with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
-                try:
-                    arms[i]["rounds"].append(
-                        process.submit(measure_speed, configs[i], options, text).result()
-                    )
-                except (BrokenExecutor, torch.OutOfMemoryError):
-                    reason = "its process died; if for want of memory, give its micro_batch a lower value"
-                    raise ValueError(f"{paths[i]}: {reason}") from None
-            bar.update()
-    for arm in arms:
-        summarize_rounds(arm, arms[0]["rounds"])
-    versions = {"torch": torch.__version__, "python": platform.python_version(), "commit": commit()}
-    if options.json:
-        print(json.dumps({"text": source, **versions, "arms": arms}, indent=1))
-        return
-    print_speed(arms)
-    print(
-        f"generation in float32; {arms[0]['device']}, torch {versions['torch']}, commit {versions['commit']}"
-    )
-    print(
-        f"text: {source}; {options.rounds} rounds: mean ± standard deviation (ratio to the first)"
-    )
+def timed_generation(model, texts, n_prompt, state, machine):
+    """Read n_prompt symbols of texts (B, N), generate the rest. -> (seconds of that, state)."""
+    if n_prompt > 0:
+        _, state = model.read(texts[:, :n_prompt], state)
+    machine.synchronize()
+    start = time.perf_counter()
+    for symbol in texts[:, n_prompt:].split(1, dim=1):
+        x, state = model.read(symbol, state)
+        sample(model.head(x[:, -1]).cpu())
+    return time.perf_counter() - start, state
 
 
-def summarize_rounds(arm, first):
-    """Of every figure that was measured, mean, spread and ratio to the first arm's rounds."""
+def summarize_rounds(arm, first_rounds):
+    """Add mean, spread and ratio to the first arm of each figure; copy what was not measured."""
     for key, value in arm["rounds"][0].items():
-        arm[key], values = value, [a[key] for a in arm["rounds"]]
-        if isinstance(value, float):
-            ratios = [v / a[key] for v, a in zip(values, first, strict=True)]
-            ratio = {"mean": statistics.fmean(ratios), "min": min(ratios), "max": max(ratios)}
-            arm[key] = {
-                "mean": statistics.fmean(values),
-                "std": statistics.pstdev(values),
-                "ratio": ratio,
-            }
+        if not isinstance(value, float):
+            arm[key] = value
+            continue
+        values = [found[key] for found in arm["rounds"]]
+        ratios = []
+        for value, first in zip(values, first_rounds, strict=True):
+            ratios.append(value / first[key])
+        arm[key] = {
+            "mean": statistics.fmean(values),
+            "std": statistics.pstdev(values),
+            "ratio": {"mean": statistics.fmean(ratios), "min": min(ratios), "max": max(ratios)},
+        }
 
 
 def print_speed(arms):
-    """A row for each thing that is known; of what was measured: mean ± standard deviation (ratio to the first arm)."""
+    lines = [["", *(arm["config"] for arm in arms)]]
+    for key in arms[0]:
+        if key not in ("config", "rounds", "device"):
+            lines.append([key.replace("_", " "), *(speed_cell(arm[key]) for arm in arms)])
+    print_table(lines)
 
-    def cell(value):
-        if not isinstance(value, dict):
-            return f"{value:,}" if isinstance(value, int) else str(value)
-        digits = 0 if value["mean"] > 100 else 3
-        return f"{value['mean']:,.{digits}f} ± {value['std']:,.{digits}f} ({value['ratio']['mean']:.2f})"
 
-    keys = [key for key in arms[0] if key not in ("config", "rounds", "device")]
-    lines = [[key.replace("_", " "), *(cell(a[key]) for a in arms)] for key in keys]
-    print_table([["", *(a["config"] for a in arms)], *lines])
+def speed_cell(value):
+    if isinstance(value, int):
+        return f"{value:,}"
+    if not isinstance(value, dict):
+        return str(value)
+    digits = 0 if value["mean"] > 100 else 3
+    ratio = value["ratio"]["mean"]
+    return f"{value['mean']:,.{digits}f} ± {value['std']:,.{digits}f} ({ratio:.2f})"
 
 
 def print_table(lines):
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
     for line in lines:
-        print(
-            "  ".join(
-                [
-                    line[0].ljust(widths[0]),
-                    *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True)),
-                ]
-            )
-        )
+        cells = [line[0].ljust(widths[0])]
+        for cell, width in zip(line[1:], widths[1:], strict=True):
+            cells.append(cell.rjust(width))
+        print("  ".join(cells))
 
 
-# --- eval: scoring items ---------------------------------------------------------------------------
+# --- eval -----------------------------------------------------------------------------------------
 
 
-def pairs(item):
-    """What is scored of an item: [(context, continuation), ...] as bytes, one for each choice."""
-    if "context_options" in item:
-        return [(c.encode(), item["continuation"].encode()) for c in item["context_options"]]
-    return [(item["context"].encode(), c.encode()) for c in item["choices"]]
-
-
-# An item: its place in the list; of each choice its symbols after EOT and where the continuation starts; what all share
-Work = namedtuple("Work", "number rows starts common")
-
-
-def score(model, items, on_progress=lambda n: None, at_once=0):
-    """log p(continuation | EOT, context): items, lists of (context, continuation) in bytes -> lists of (nats, greedy).
-
-    greedy: whether every symbol of the continuation is the model's first choice. Exact, and the same whatever shares a
-    batch: items are batched by length; the beginning that an item's choices have in common is read once, then the
-    choices go on from there, padded where no real symbol can see it. `on_progress` gets the number of choices scored.
-    """
-    results, work, at_once = [None] * len(items), [], at_once or symbols_at_once(model)
-    for number, item in enumerate(items):
-        texts = [encode(model.cfg, context + continuation) for context, continuation in item]
-        starts = [
-            1 + continuation_start(model.cfg, c, text)
-            for (c, _), text in zip(item, texts, strict=True)
-        ]
-        rows = [[model.eot, *text] for text in texts]
-        alike = next(
-            (i for i, s in enumerate(zip(*rows, strict=False)) if len(set(s)) > 1),
-            min(map(len, rows)),
-        )
-        work.append(Work(number, rows, starts, min(alike, *starts)))
-    work.sort(key=lambda w: (w.common // 16, max(map(len, w.rows))), reverse=True)
-    while work:
-        batch, n, longest, common = [], 0, 0, work[-1].common
-        while work:  # as many as fit with their padding, at least one
-            w = work[-1]
-            n, longest, common = (
-                n + len(w.rows),
-                max(longest, *map(len, w.rows)),
-                min(common, w.common),
-            )
-            if batch and (len(batch) + 1) * common + n * (longest - common) > at_once:
-                break
-            batch.append(work.pop())
-        for w, scores in zip(batch, score_batch(model, batch), strict=True):
-            results[w.number] = scores
-            on_progress(len(scores))
-    return results
-
-
-@torch.no_grad()
-def score_batch(model, batch):
-    """The (nats, greedy) of every choice of every item of a batch."""
-    device, common = model.embed.weight.device, min(w.common for w in batch)
-    rows, starts = (
-        [row for w in batch for row in w.rows],
-        [start for w in batch for start in w.starts],
-    )
-    y = torch.full((len(rows), max(map(len, rows)) - common), PAD)
-    mask = torch.zeros(y.shape, dtype=torch.bool)
-    for i, (row, start) in enumerate(zip(rows, starts, strict=True)):
-        y[i, : len(row) - common] = torch.tensor(row[common:])
-        mask[i, start - common : len(row) - common] = True
-    y, item_of = (
-        y.to(device),
-        torch.tensor([i for i, w in enumerate(batch) for _ in w.rows], device=device),
-    )
-    x, state = model.read(
-        torch.tensor([w.rows[0][:common] for w in batch], device=device), model.start(len(batch))
-    )
-    x = x[item_of, -1:]  # (rows, 1, E): what predicts the first of y
-    if y.size(1) > 1:
-        x = torch.cat((x, model.read(y[:, :-1], rows_of(state, item_of))[0]), dim=1)
-    logits = model.head(x)[
-        :, : y.size(1)
-    ]  # (where all rows are the common beginning, nothing is left to score)
-    logp = -F.cross_entropy(logits.transpose(1, 2), y, reduction="none").cpu().double()
-    greedy = ((logits.argmax(dim=2) == y).cpu() | ~mask).all(dim=1).tolist()
-    scores = iter(zip((logp * mask).sum(dim=1).tolist(), greedy, strict=True))
-    return [[next(scores) for _ in w.rows] for w in batch]
-
-
-def grade(item, scores):
-    """{metric: 1 if the answer scores highest, else 0}; ties share the point; one choice (LAMBADA) must be greedy."""
-    logp = [nats for nats, _ in scores]
-    if len(logp) == 1:
-        return {"acc": float(scores[0][1]), "logp": logp[0]}
-    values = {"acc": logp}
-    if (
-        item.get("context") and "choices" in item
-    ):  # not for whole sentences, nor for one continuation
-        texts = [c.removeprefix(" ") for c in item["choices"]]
-        values["acc_norm"] = [v / max(1, len(t)) for v, t in zip(logp, texts, strict=True)]
-        values["acc_bytes"] = [
-            v / max(1, len(t.encode())) for v, t in zip(logp, texts, strict=True)
-        ]
-    best = {metric: max(v) for metric, v in values.items()}
-    return {m: (v[item["answer"]] == best[m]) / v.count(best[m]) for m, v in values.items()}
-
-
-def summary(items, grades):
-    """Mean of each metric, its standard error, chance, and acc by group."""
-    found = {
-        "n": len(items),
-        "chance": statistics.fmean(1 / n if n > 1 else 0 for n in map(len, map(pairs, items))),
-    }
-    for metric in [m for m in grades[0] if all(m in g for g in grades)]:
-        values = [g[metric] for g in grades]
-        error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
-        found |= {metric: statistics.fmean(values), f"{metric}_stderr": error}
-    groups = defaultdict(list)
-    for item, g in zip(items, grades, strict=True):
-        if "group" in item:
-            groups[item["group"]].append(g["acc"])
-    if groups:
-        found["groups"] = {
-            k: {"n": len(v), "acc": statistics.fmean(v)} for k, v in sorted(groups.items())
-        }
-    return found
-
-
-def benchmark(model, task, items, options):
-    """The figures of a task, of all its items or of a random options.limit of them."""
-    work, start = items, time.perf_counter()
-    if options.limit and options.limit < len(items):
-        chosen = np.random.default_rng(options.seed).choice(
-            len(items), options.limit, replace=False
-        )
-        work = [items[i] for i in sorted(chosen)]
-    choices = [pairs(item) for item in work]
-    with tqdm(total=sum(map(len, choices)), desc=task, unit=" choices", disable=None) as bar:
-        scores = score(model, choices, bar.update)
-    found = summary(work, [grade(item, v) for item, v in zip(work, scores, strict=True)])
-    return found | {
-        "of": len(items),
-        "limit_seed": options.seed,
-        "seconds": round(time.perf_counter() - start, 1),
-    }
-
-
-def evaluate(options):
-    """Score a run's weights on its val and on benchmarks; write eval.json and print it."""
+def run_eval(options):
+    """Score a run's weights on its val and on benchmarks. Write eval.json and print it."""
     dtype = "float32" if options.dtype == "auto" else options.dtype
     machine = Machine(options.device, dtype)
     name = options.model or options.out_dir or newest_run()
     model, checkpoint, path = load_run(name, options.weights, machine.device)
     if game_of(checkpoint):
         raise ValueError(
-            f"{path} plays {game_of(checkpoint)}, and has no bits per byte: train.py scores it"
+            f"{path} plays {game_of(checkpoint)}, so it has no bits per byte: train.py scored it, "
+            "see its log.jsonl"
         )
     tasks = tasks_of(options)
     out = path.parent
@@ -456,10 +374,10 @@ def evaluate(options):
             except ValueError as e:
                 if options.tasks:
                     raise ValueError(f"{task}: {e}") from None
-                print(f"{task}: left out: {e}", file=sys.stderr)
+                print(f"{task}: skipped: {e}", file=sys.stderr)
                 if isinstance(e, Unreachable):
                     break  # the Hub would not answer for the others either
-            # a long evaluation that is stopped keeps what it has
+            # Write after every task, so that Ctrl-C loses no result.
             write_json(out / "eval.json", result)
     write_json(out / "eval.json", result)
     if options.json:
@@ -470,19 +388,17 @@ def evaluate(options):
 
 
 def tasks_of(options):
-    """The names of what to score: val, and benchmarks of the folder or of the Hub."""
+    """The names of the tasks to score: "val", and benchmarks in the folder or on the Hub."""
     known = list(BENCHMARKS)
     if options.data:
         known = sorted(p.stem for p in Path(options.data).glob("*.jsonl"))
         if not known:
-            raise ValueError(f"no *.jsonl in {options.data}")
+            raise ValueError(f"no *.jsonl files in {options.data}: see --help for their format")
     named = [task for task in options.tasks.split(",") if task]
     for task in named:
         if task != "val" and task not in known:
-            raise ValueError(
-                f"no task {task!r} in {options.data or 'the list'}; "
-                f"there are val, {', '.join(known)}"
-            )
+            where = f" in {options.data}" if options.data else ""
+            raise ValueError(f"no task {task!r}{where}: choose from val, {', '.join(known)}")
     if named:
         return named
     if options.text:
@@ -491,19 +407,19 @@ def tasks_of(options):
 
 
 def earlier_result(path, weights_path, checkpoint):
-    """eval.json, if it is about these weights, so that its other figures stay; else an empty one."""
+    """The content of eval.json if it is about these weights, so that its figures stay; else new."""
     result = {"weights": weights_path.name}
     for key in ("step", "elapsed", "commit"):
         result[key] = checkpoint[key]
     if path.is_file():
-        old = json.loads(path.read_text(encoding="utf-8"))
+        old = read_json(path)
         if result.items() <= old.items():
             return {"tasks": {}} | old
     return {"tasks": {}} | result
 
 
 def val_result(model, checkpoint, path, options, machine):
-    """The run's val, for these weights; and for its other ones (best.pt, last.pt) what a reader compares."""
+    """The bits per byte of the run's val, for these weights and for its other checkpoint."""
     data = val_of(checkpoint, options.data_dir)
     found = bits_two_ways(model, data, options)
     other_path = path.with_name("last.pt" if path.name == "best.pt" else "best.pt")
@@ -520,29 +436,34 @@ def val_result(model, checkpoint, path, options, machine):
     return found
 
 
-def bits_two_ways(model, data, options):
-    """bpb of a text in windows side by side, as in training, and with a stride, in overlapping ones."""
-    if not len(data.symbols):
-        raise ValueError("there is no text to score: it is empty")
-    T = model.cfg.block_size
-    found = {"context": T, "stride": min(options.stride or max(1, T // 2), T)}
-    with tqdm(
-        total=2 * len(data.symbols), desc="bits", unit=" symbols", unit_scale=True, disable=None
-    ) as bar:
-        for key, stride in (("bpb", 0), ("bpb_stride", found["stride"])):
-            got = bits_per_byte(model, data, T, stride=stride, on_progress=bar.update)
-            found |= {key: got["bpb"], "bytes": got["bytes"]}
-    return found
-
-
 def val_of(checkpoint, data_dir):
-    """The val split that the run was trained beside."""
-    data = Data(
-        SimpleNamespace(**checkpoint["config"] | ({"data_dir": data_dir} if data_dir else {})),
-        "val",
-    )
+    """The val split of the run's dataset."""
+    config = dict(checkpoint["config"])
+    if data_dir:
+        config["data_dir"] = data_dir
+    data = Data(SimpleNamespace(**config), "val")
     data.verify(checkpoint)
     return data
+
+
+def bits_two_ways(model, data, options):
+    """bpb in windows side by side, as in training, and bpb_stride in overlapping windows."""
+    n_symbols = len(data.symbols)
+    if n_symbols == 0:
+        raise ValueError("expected at least 1 byte to score, got 0: choose another text")
+    T = model.cfg.block_size
+    stride = min(options.stride or max(1, T // 2), T)
+    style = {"desc": "bits", "unit": " symbols", "unit_scale": True, "disable": None}
+    with tqdm(total=2 * n_symbols, **style) as bar:
+        plain = bits_per_byte(model, data, T, on_progress=bar.update)
+        overlapping = bits_per_byte(model, data, T, stride=stride, on_progress=bar.update)
+    return {
+        "context": T,
+        "stride": stride,
+        "bpb": plain["bpb"],
+        "bytes": plain["bytes"],
+        "bpb_stride": overlapping["bpb"],
+    }
 
 
 class Unreachable(ValueError):
@@ -550,36 +471,227 @@ class Unreachable(ValueError):
 
 
 def items_of(task, options):
-    """The items of a task, from options.data or the Hub."""
-    try:
-        items = list(
-            local_items(Path(options.data) / f"{task}.jsonl")
-            if options.data
-            else BENCHMARKS[task][1]()
-        )
-    except (KeyError, IndexError, TypeError, AttributeError) as e:
-        if options.data:
-            raise
-        raise ValueError(f"its rows on the Hub are other than expected: {e!r}") from None
-    except Exception as e:
-        if options.data:
-            raise
-        raise Unreachable(
-            f"not from the Hub ({first_line(e)[:120]}); --data=DIR reads local files"
-        ) from None
+    """The items of a task, from options.data or the Hub. ValueError if they cannot be used."""
+    if options.data:
+        items = list(local_items(Path(options.data) / f"{task}.jsonl"))
+    else:
+        items = hub_items(task)
     if not items:
-        raise ValueError("has no items")
+        raise ValueError("it has no items")
     return items
 
 
+def hub_items(task):
+    _, load = BENCHMARKS[task]
+    try:
+        return list(load())
+    except (KeyError, IndexError, TypeError, AttributeError) as e:
+        raise ValueError(f"its rows on the Hub have another format: {e!r}") from None
+    except Exception as e:
+        raise Unreachable(
+            f"cannot load it from the Hub ({first_line(e)[:120]}); --data=DIR reads local files"
+        ) from None
+
+
+def benchmark(model, task, items, options):
+    """The figures of a task, of all its items or of options.limit random ones."""
+    start = time.perf_counter()
+    chosen = items
+    if options.limit and options.limit < len(items):
+        rng = np.random.default_rng(options.seed)
+        numbers = rng.choice(len(items), options.limit, replace=False)
+        chosen = [items[i] for i in sorted(numbers)]
+    choices = [pairs(item) for item in chosen]
+    n_choices = sum(len(item) for item in choices)
+    with tqdm(total=n_choices, desc=task, unit=" choices", disable=None) as bar:
+        scores = score(model, choices, bar.update)
+    grades = [grade(item, found) for item, found in zip(chosen, scores, strict=True)]
+    return summary(chosen, grades) | {
+        "of": len(items),
+        "limit_seed": options.seed,
+        "seconds": round(time.perf_counter() - start, 1),
+    }
+
+
+# --- eval: scoring items --------------------------------------------------------------------------
+
+
+def pairs(item):
+    """The texts of an item: (context, continuation) in bytes for each choice."""
+    if "context_options" in item:
+        continuation = item["continuation"].encode()
+        return [(context.encode(), continuation) for context in item["context_options"]]
+    context = item["context"].encode()
+    return [(context, choice.encode()) for choice in item["choices"]]
+
+
+# An item in symbols: its number in the list; for each choice its symbols, and the index of the
+# first one of the continuation; how many first symbols all choices share.
+Work = namedtuple("Work", "number rows starts n_shared")
+
+
+def score(model, items, on_progress=lambda n: None, at_once=0):
+    """log p(continuation | EOT, context) of every choice.
+
+    items: for each a list of (context, continuation) in bytes. on_progress: called with the number
+    of choices scored. at_once: symbols in a batch; 0: as many as the device likes.
+
+    Returns for each item a list of (nats, greedy). greedy: every symbol of the continuation is the
+    model's first choice. Scores do not depend on the batch: an item's choices share the reading of
+    their common beginning, and padding stands where no symbol can see it.
+    """
+    at_once = at_once or symbols_at_once(model)
+    work = []
+    for number, item in enumerate(items):
+        rows = []
+        starts = []
+        for context, continuation in item:
+            symbols = encode(model.cfg, context + continuation)
+            rows.append([model.eot, *symbols])
+            starts.append(1 + continuation_start(model.cfg, context, symbols))
+        n_shared = min(starts)
+        while any(row[:n_shared] != rows[0][:n_shared] for row in rows):
+            n_shared -= 1
+        work.append(Work(number, rows, starts, n_shared))
+
+    # Items of similar length need little padding.
+    work.sort(key=lambda w: (w.n_shared // 16, longest_row(w)))
+    results = [None] * len(items)
+    for batch in batches_of(work, at_once):
+        for w, scores in zip(batch, score_batch(model, batch), strict=True):
+            results[w.number] = scores
+            on_progress(len(scores))
+    return results
+
+
+def longest_row(w):
+    return max(len(row) for row in w.rows)
+
+
+def batches_of(work, at_once):
+    """Neighbouring items, as many as fit into `at_once` symbols with padding; at least one."""
+    batch = []
+    n_rows = 0
+    longest = 0
+    n_shared = math.inf
+    for w in work:
+        n_rows += len(w.rows)
+        longest = max(longest, longest_row(w))
+        n_shared = min(n_shared, w.n_shared)
+        size = (len(batch) + 1) * n_shared + n_rows * (longest - n_shared)
+        if batch and size > at_once:
+            yield batch
+            batch = []
+            n_rows = len(w.rows)
+            longest = longest_row(w)
+            n_shared = w.n_shared
+        batch.append(w)
+    if batch:
+        yield batch
+
+
+@torch.no_grad()
+def score_batch(model, batch):
+    """For each item of a batch, the (nats, greedy) of its choices."""
+    # read the shared beginnings, a row per item
+    device = model.embed.weight.device
+    n_shared = min(w.n_shared for w in batch)
+    beginnings = torch.tensor([w.rows[0][:n_shared] for w in batch], device=device)
+    x, state = model.read(beginnings, model.start(len(batch)))
+
+    # the rest y, a row per choice, and which of its symbols belong to the continuation
+    rows = [row for w in batch for row in w.rows]
+    starts = [start for w in batch for start in w.starts]
+    y = torch.full((len(rows), max(len(row) for row in rows) - n_shared), PAD)
+    counts = torch.zeros(y.shape, dtype=torch.bool)
+    for i, (row, start) in enumerate(zip(rows, starts, strict=True)):
+        y[i, : len(row) - n_shared] = torch.tensor(row[n_shared:])
+        counts[i, start - n_shared : len(row) - n_shared] = True
+    y = y.to(device)
+
+    # read on: x[:, t] predicts y[:, t]
+    item_of = torch.tensor([i for i, w in enumerate(batch) for _ in w.rows], device=device)
+    x = x[item_of, -1:]
+    if y.size(1) > 1:
+        rest, _ = model.read(y[:, :-1], rows_of(state, item_of))
+        x = torch.cat((x, rest), dim=1)
+    logits = model.head(x)[:, : y.size(1)]  # y is empty if no row goes beyond the beginning
+    log_p = -F.cross_entropy(logits.transpose(1, 2), y, reduction="none").cpu().double()
+    is_first = (logits.argmax(dim=2) == y).cpu()
+    nats = (log_p * counts).sum(dim=1).tolist()
+    greedy = (is_first | ~counts).all(dim=1).tolist()
+
+    scores = iter(zip(nats, greedy, strict=True))
+    return [[next(scores) for _ in w.rows] for w in batch]
+
+
+def grade(item, scores):
+    """{metric: the point for this item}, 1 if the answer scores highest; ties share the point.
+
+    With a single choice (LAMBADA) greedy decoding must produce it.
+    """
+    log_p = [nats for nats, _ in scores]
+    if len(scores) == 1:
+        _, greedy = scores[0]
+        return {"acc": float(greedy), "logp": log_p[0]}
+    values = {"acc": log_p}
+    # Lengths matter neither for whole sentences nor for one continuation after several contexts.
+    if item.get("context") and "choices" in item:
+        texts = [choice.removeprefix(" ") for choice in item["choices"]]
+        values["acc_norm"] = []
+        values["acc_bytes"] = []
+        for nats, text in zip(log_p, texts, strict=True):
+            values["acc_norm"].append(nats / max(1, len(text)))
+            values["acc_bytes"].append(nats / max(1, len(text.encode())))
+    points = {}
+    for metric, found in values.items():
+        highest = max(found)
+        is_right = found[item["answer"]] == highest
+        points[metric] = is_right / found.count(highest)
+    return points
+
+
+def summary(items, grades):
+    """Mean of each metric, its standard error, chance, and acc by group."""
+    chances = []
+    for item in items:
+        n_choices = len(pairs(item))
+        chances.append(1 / n_choices if n_choices > 1 else 0)
+    found = {"n": len(items), "chance": statistics.fmean(chances)}
+    for metric in grades[0]:
+        if not all(metric in points for points in grades):
+            continue
+        values = [points[metric] for points in grades]
+        error = None
+        if len(values) > 1:
+            error = statistics.stdev(values) / math.sqrt(len(values))
+        found[metric] = statistics.fmean(values)
+        found[f"{metric}_stderr"] = error
+    groups = defaultdict(list)
+    for item, points in zip(items, grades, strict=True):
+        if "group" in item:
+            groups[item["group"]].append(points["acc"])
+    if groups:
+        found["groups"] = {}
+        for name, values in sorted(groups.items()):
+            found["groups"][name] = {"n": len(values), "acc": statistics.fmean(values)}
+    return found
+
+
+# --- eval: printing -------------------------------------------------------------------------------
+
+
 def print_scores(result, tasks, text):
-    percent = lambda v, m: f"{v[m]:.1%} ± {v[m + '_stderr'] or 0:.1%}" if m in v else "-"  # noqa: E731
     lines = [["", "items", "acc", "acc_norm", "acc_bytes", "chance"]]
-    for task in (t for t in tasks if t in result["tasks"]):
-        v = result["tasks"][task]
-        n = f"{v['n']:,}" + (f" of {v['of']:,}" if v["n"] < v["of"] else "")
-        metrics = [percent(v, m) for m in ("acc", "acc_norm", "acc_bytes")]
-        lines.append([task, n, *metrics, f"{v['chance']:.1%}"])
+    for task in tasks:
+        if task not in result["tasks"]:
+            continue
+        found = result["tasks"][task]
+        n_items = f"{found['n']:,}"
+        if found["n"] < found["of"]:
+            n_items += f" of {found['of']:,}"
+        metrics = [percent(found, metric) for metric in ("acc", "acc_norm", "acc_bytes")]
+        lines.append([task, n_items, *metrics, f"{found['chance']:.1%}"])
     if len(lines) > 1:
         print_table(lines)
     if text:
@@ -591,23 +703,18 @@ def print_scores(result, tasks, text):
             print(f"val, {other['weights']} of step {other['step']}: {other['bpb']:.4f} bpb")
 
 
+def percent(found, metric):
+    if metric not in found:
+        return "-"
+    error = found[f"{metric}_stderr"] or 0
+    return f"{found[metric]:.1%} ± {error:.1%}"
+
+
 def bits_line(name, found):
     return (
         f"{name}: {found['bpb']:.4f} bpb in windows of {found['context']}, "
         f"{found['bpb_stride']:.4f} with a stride of {found['stride']}; {found['bytes']:,} bytes"
     )
-
-
-def main(argv=None):
-    options, words = parse(BenchConfig, sys.argv[1:] if argv is None else argv, __doc__)
-    command, *paths = words or [""]
-    if command not in ("speed", "eval"):
-        raise ValueError(f"unknown command {command!r}: use speed or eval; see --help")
-    if paths and command != "speed":
-        raise ValueError(
-            f"unexpected argument {paths[0]!r}: {command} takes --key=value only; see --help"
-        )
-    speed(options, paths) if command == "speed" else evaluate(options)
 
 
 if __name__ == "__main__":

@@ -379,10 +379,10 @@ def test_eval_writes_what_it_prints_and_keeps_other_figures(at_home, capsys):
     "args, message",
     [
         (["eval", "--tasks=blip", "--data=items"], "no task 'blip'"),
-        (["eval", "--data=nowhere"], r"no \*.jsonl in nowhere"),
+        (["eval", "--data=nowhere"], r"no \*.jsonl files in nowhere"),
         (["eval", "--text=nowhere"], "text=nowhere"),
         (["eval", "--text=odd.bin"], "byte 3 is 0xFF"),
-        (["eval", "--text=empty"], "is empty"),
+        (["eval", "--text=empty"], "at least 1 byte to score, got 0"),
         (["eval", "--out_dir=out/none"], "no run in"),
         (["eval", "--tasks=broken", "--data=items"], r"broken.jsonl, line 1"),
         (["eval", "out/run"], "unexpected argument 'out/run'"),
@@ -412,9 +412,9 @@ def test_without_the_hub_what_can_be_scored_is_scored(at_home, capsys, monkeypat
     done = call(capsys, "eval")
     assert (
         "val, best.pt of step" in done.out
-        and "blimp: left out: not from the Hub (no network); --data=DIR" in done.err
+        and "blimp: skipped: cannot load it from the Hub (no network); --data=DIR" in done.err
     )
-    with pytest.raises(ValueError, match="blimp: not from the Hub"):
+    with pytest.raises(ValueError, match="blimp: cannot load it from the Hub"):
         bench.main(["eval", "--tasks=blimp"])
 
     # another benchmark's mistake is named, and does not cost the others
@@ -426,9 +426,7 @@ def test_without_the_hub_what_can_be_scored_is_scored(at_home, capsys, monkeypat
 
     monkeypatch.setattr(bench, "BENCHMARKS", {"mine": ("", mistaken), "good": ("", right)})
     done = call(capsys, "eval")
-    assert (
-        "mine: left out: its rows on the Hub are other than expected: KeyError('sol1')" in done.err
-    )
+    assert "mine: skipped: its rows on the Hub have another format: KeyError('sol1')" in done.err
     assert "good" in json.loads(Path("out/run/eval.json").read_text())["tasks"]
 
 
