@@ -1,8 +1,8 @@
-"""Benchmarks: items to choose between, from the Hub or from local files.
+"""Benchmarks: items with choices, from the Hub or from local files.
 
-An item is a dictionary: {"context": str, "choices": [str, ...], "answer": int}, or, where one
-continuation is scored after several contexts, {"context_options": [str, ...], "continuation": str,
-"answer": int}; "group" if the benchmark has parts. Wording as in lm-evaluation-harness.
+An item is a dictionary: {"context": str, "choices": [str, ...], "answer": int}. If one continuation
+is scored after several contexts, it is {"context_options": [str, ...], "continuation": str,
+"answer": int}. A benchmark with parts adds "group": str. The wording is lm-evaluation-harness's.
 """
 
 import json
@@ -84,29 +84,39 @@ BENCHMARKS = {
 
 
 def local_items(path):
-    """The items of a JSONL file. What is not in the schema is a ValueError with file and line."""
-    with open(path, "rb") as f:
-        for number, line in enumerate(f, 1):
+    """Yield the items of a JSONL file. ValueError, with file and line, if one has another format."""
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
             try:
-                d = json.loads(line)
-                partial = "context_options" in d
-                choices = d["context_options" if partial else "choices"]
-                rest = d["continuation" if partial else "context"]
-                assert isinstance(choices, list) and choices, "no choices"
-                assert all(isinstance(s, str) for s in (*choices, rest)), (
-                    "context and choices must be text"
-                )
-                assert all(choices) and (rest or not partial), "an empty choice"
-                assert type(d["answer"]) is int and 0 <= d["answer"] < len(choices), (
-                    f"answer={d['answer']!r}"
-                )
-                assert isinstance(d.get("group", ""), str), "group must be text"
-                "".join((*choices, rest)).encode()
-            except (ValueError, TypeError, KeyError, AssertionError) as e:
-                missing = "no " if isinstance(e, KeyError) else ""
-                raise ValueError(
-                    f"{path}, line {number}: {missing}{e}; see --help for what a line must be"
-                ) from None
-            yield d
+                item = json.loads(line)
+                check_item(item)
+            except KeyError as e:
+                raise ValueError(f"{path}, line {number}: no {e}; see --help") from None
+            except (ValueError, TypeError) as e:
+                raise ValueError(f"{path}, line {number}: {e}; see --help") from None
+            yield item
+
+
+def check_item(item):
+    """ValueError, TypeError or KeyError if it is not an item."""
+    if "context_options" in item:
+        choices = item["context_options"]
+        other = item["continuation"]
+    else:
+        choices = item["choices"]
+        other = item["context"]
+    if not isinstance(choices, list) or not choices:
+        raise ValueError(f"expected a list of choices, got {choices!r}")
+    for text in (*choices, other):
+        if not isinstance(text, str):
+            raise ValueError(f"expected text, got {text!r}")
+        text.encode()  # half of a surrogate pair cannot be
+    if not all(choices) or ("context_options" in item and not other):
+        raise ValueError("expected text, got an empty choice")
+    answer = item["answer"]
+    if type(answer) is not int or not 0 <= answer < len(choices):
+        raise ValueError(f"expected answer from 0 to {len(choices) - 1}, got {answer!r}")
+    if not isinstance(item.get("group", ""), str):
+        raise ValueError(f"expected a text as group, got {item['group']!r}")
