@@ -84,7 +84,7 @@ BENCHMARKS = {
 
 
 def local_items(path):
-    """Yield the items of a JSONL file. ValueError, with file and line, if one has another format."""
+    """Yield the items of a JSONL file. ValueError with file and line if one is malformed."""
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():

@@ -291,7 +291,7 @@ def test_the_models_in_the_clone_write_text(tmp_path):
         ).exists()
     done = run("sample.py", "--max_new_bytes=80", "--prompt=ROMEO:", cwd=tmp_path)
     assert (
-        "results/models/shakespeare_80k is taken" in done.stderr
+        "using results/models/shakespeare_80k" in done.stderr
         and "python train.py" in done.stderr
     )
     same = run(
@@ -395,7 +395,7 @@ def test_a_folder_that_is_not_there_is_not_looked_for_on_the_hub(name, tmp_path,
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **k: 1 / 0)
     (tmp_path / "here").mkdir()
     message = message_of(sample.main, [f"--model={name}"])
-    assert message.startswith(f"no run in {name}: it has none of last.pt, best.pt and ")
+    assert message.startswith(f"no run in {name}: expected last.pt, best.pt or ")
 
 
 def test_without_a_network_a_name_is_told_to_be_neither(tmp_path):
@@ -437,9 +437,9 @@ def test_what_is_no_shared_folder_is_not_written_into(trained, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/letter.txt").write_text("keep me")
     for to in (tmp_path / "mine", trained, tmp_path / "mine/letter.txt"):
-        with pytest.raises(ValueError, match="is there and is no shared folder"):
+        with pytest.raises(ValueError, match="exists but is not a shared folder"):
             share.main([f"--model={trained}", f"--to={to}"])
-    with pytest.raises(ValueError, match="say where to"):
+    with pytest.raises(ValueError, match="give --to=DIR"):
         share.main([f"--model={trained}"])
     for bits in (0, 3, 64):
         with pytest.raises(ValueError, match=f"bits={bits} must be"):
