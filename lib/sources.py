@@ -1,12 +1,14 @@
-"""Where text comes from: files, folders and globs, rows of tables, URLs, the Hub. Each gives documents, as they stand.
+"""Where text comes from: files, folders, globs, tables, URLs and the Hub.
 
-A document is a function that yields its text in pieces of whole UTF-8 characters, so that a book of any size fits into
-memory. What is no text is named, by file and line, or left out and counted; nothing is guessed, converted or trimmed.
+Each source gives documents. A document is a function that yields its text in pieces of whole UTF-8
+characters, so that a book of any size fits into memory. Nothing is guessed, converted or trimmed.
+If something is not text, an error names file and line, or it is left out and counted.
 """
 
 import codecs
 import contextlib
 import csv
+import functools
 import glob
 import gzip
 import itertools
@@ -17,125 +19,176 @@ import shutil
 import sysconfig
 import urllib.parse
 import urllib.request
-from collections import Counter
+from collections import Counter, namedtuple
 from pathlib import Path
 
 from lib.files import first_line
 
-SHAKESPEARE = (
-    "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
-)
-PRESETS = {  # name: (Hub dataset or URL, its configuration, its text column, what it is)
-    "stdlib": ("", "", "", "Python's own standard library, 12 MB, from this machine"),
-    "shakespeare": (SHAKESPEARE, "", "text", "Tiny Shakespeare, 1.1 MB"),
-    "tinystories": ("roneneldan/TinyStories", "", "text", "short stories in simple words, 2 GB"),
-    "wikitext": (
+# address: a Hub dataset or a URL; configuration and column: of a Hub dataset
+Preset = namedtuple("Preset", "address configuration column about")
+PRESETS = {
+    "stdlib": Preset("", "", "", "Python's own standard library, 12 MB, from this machine"),
+    "shakespeare": Preset(
+        "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
+        "",
+        "text",
+        "Tiny Shakespeare, 1.1 MB",
+    ),
+    "tinystories": Preset(
+        "roneneldan/TinyStories",
+        "",
+        "text",
+        "short stories in simple words, 2 GB",
+    ),
+    "wikitext": Preset(
         "EleutherAI/wikitext_document_level",
         "wikitext-103-raw-v1",
         "page",
         "good articles, 540 MB",
     ),
-    "simplewiki": (
+    "simplewiki": Preset(
         "wikimedia/wikipedia",
         "20231101.simple",
         "text",
         "Wikipedia in simple English, 250 MB",
     ),
-    "openwebtext": ("Skylion007/openwebtext", "", "text", "web pages that Reddit linked to, 40 GB"),
-    "fineweb-edu": (
+    "openwebtext": Preset(
+        "Skylion007/openwebtext",
+        "",
+        "text",
+        "web pages that Reddit linked to, 40 GB",
+    ),
+    "fineweb-edu": Preset(
         "HuggingFaceFW/fineweb-edu",
         "sample-10BT",
         "text",
         "educational web pages, 45 GB",
     ),
 }
+# folders of Python's library that hold tests or other people's code
+NOT_STDLIB = {"test", "tests", "idle_test", "lib2to3", "site-packages", "dist-packages"}
 
 
 class Source:
-    """One source of documents: `documents()` starts over at each call; `size` in bytes, or None if unknown;
-    `left_out` counts what was no text, by kind."""
+    """One source of documents, named by a word of the command line."""
 
     def __init__(self, word, cfg):
-        self.word, self.cfg, self.files, self.size, self.left_out = word, cfg, [], None, Counter()
-        self.remote, self.split, self.column = "", "train", cfg.text_column
-        paths = [word] if Path(word).exists() else sorted(glob.glob(word, recursive=True))
+        self.word = word
+        self.cfg = cfg
+        self.files = []
+        self.size = None  # bytes; None: unknown
+        self.left_out = Counter()  # how many files and rows were left out, by reason
+        self.remote = ""  # a Hub dataset or a URL
+        self.configuration = ""
+        self.split = "train"
+        self.column = cfg.text_column
+
+        paths = [Path(path) for path in sorted(glob.glob(word, recursive=True))]
+        if Path(word).exists():  # a name may have * or [ in it
+            paths = [Path(word)]
+        is_hub_name = re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?", word) is not None
         if word == "stdlib":
-            root = Path(sysconfig.get_paths()["stdlib"])
-            skip = {"test", "tests", "idle_test", "lib2to3", "site-packages", "dist-packages"}
-            found = (p for p in root.rglob("*.py") if not skip & set(p.relative_to(root).parts))
-            self._take_text(sorted(found, key=lambda p: p.relative_to(root).as_posix()), root)
+            self.add_stdlib()
         elif Path(word).is_file():
-            self.files = [Path(word)]
+            self.files = paths
         elif paths:
-            fixed = word if Path(word).is_dir() else os.path.dirname(re.split(r"[*?[]", word)[0])
-            inside = (sorted(Path(p).rglob("*")) if Path(p).is_dir() else [Path(p)] for p in paths)
-            self._take_text(itertools.chain.from_iterable(inside), Path(fixed))
+            self.add_found(paths)
         elif word in PRESETS:
             self.remote, self.configuration, self.column, _ = PRESETS[word]
         elif word.startswith(("http://", "https://")):
-            self.remote, self.configuration = word, ""
-        elif re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?", word) and Path(word).suffix not in {
-            ".txt",
-            ".md",
-            *ROWS,
-        }:
+            self.remote = word
+        elif is_hub_name and Path(word).suffix not in (".txt", ".md", *ROWS):
             self.remote, _, self.configuration = word.partition(":")
         else:
             raise ValueError(
-                f"no such file or preset: {word}; presets: {', '.join(PRESETS)}; Hub datasets: OWNER/NAME"
+                f"no such file or preset: {word}; presets: {', '.join(PRESETS)}; "
+                "Hub datasets: OWNER/NAME"
             )
         if not self.remote:
-            self.size = sum(p.stat().st_size for p in self.files)
+            self.size = sum(path.stat().st_size for path in self.files)
 
-    def _take_text(self, paths, root):
-        """Of the files under a folder those that a person would call its text, once each."""
+    def add_stdlib(self):
+        root = Path(sysconfig.get_paths()["stdlib"])
+        found = []
+        for path in root.rglob("*.py"):
+            place = path.relative_to(root)
+            if not NOT_STDLIB & set(place.parts):
+                found.append((place.as_posix(), path))
+        self.add_text_files([path for _, path in sorted(found)], root)
+
+    def add_found(self, paths):
+        """The files of a glob, and all files in a folder."""
+        found = []
+        for path in paths:
+            found += sorted(path.rglob("*")) if path.is_dir() else [path]
+        # the part of the word in front of the first wildcard
+        root = self.word
+        if not Path(root).is_dir():
+            root = os.path.dirname(re.split(r"[*?[]", root)[0])
+        self.add_text_files(found, Path(root))
+
+    def add_text_files(self, paths, root):
+        """The files under `root` that a person would call its text, each of them once."""
         known = set()
-        for path in (p for p in paths if p.is_file()):
-            parts, place, kind = path.relative_to(root).parts, path.resolve(), ""
-            if any(part.startswith(".") for part in parts):
-                kind = "hidden"
-            elif {"__pycache__", "node_modules"} & set(parts):
-                kind = "in caches"
-            elif not place.is_relative_to(root.resolve()):
-                kind = "reached by links that leave the folder"
-            elif suffix_of(path) in ROWS:
-                has = has_column(path, self.column, self.cfg.errors)
-                kind = "" if has else f"tables without a column {self.column!r} ({path.suffix})"
-            elif not is_text(path, self.cfg.errors):
-                kind = f"not UTF-8 text ({path.suffix or 'no suffix'})"
-            if not kind and place not in known:
+        for path in paths:
+            if not path.is_file():
+                continue
+            reason = self.reason_to_leave_out(path, root)
+            if reason:
+                self.left_out[reason] += 1
+            elif path.resolve() not in known:
                 self.files.append(path)
-            known.add(place)
-            self.left_out[kind] += bool(kind)
+            known.add(path.resolve())
+
+    def reason_to_leave_out(self, path, root):
+        """Why a file in a folder is not part of its text, or ""."""
+        parts = path.relative_to(root).parts
+        errors = self.cfg.errors
+        if any(part.startswith(".") for part in parts):
+            return "hidden"
+        if {"__pycache__", "node_modules"} & set(parts):
+            return "in caches"
+        if not path.resolve().is_relative_to(root.resolve()):
+            return "reached by links that leave the folder"
+        if suffix_of(path) in ROWS:
+            if not has_column(path, self.column, errors):
+                return f"tables without a column {self.column!r} ({path.suffix})"
+        elif not is_text(path, errors):
+            return f"not UTF-8 text ({path.suffix or 'no suffix'})"
+        return ""
 
     def fetch(self, folder):
-        """Bring the file that a URL names into `folder`."""
-        if self.remote.startswith("http"):
-            folder.mkdir(exist_ok=True)
-            path = folder / (Path(urllib.parse.urlparse(self.remote).path).name or "text")
-            with (
-                reached(self.remote),
-                urllib.request.urlopen(self.remote, timeout=10) as answer,
-                path.open("wb") as f,
-            ):
-                shutil.copyfileobj(answer, f)
-                expected, n = answer.headers.get("Content-Length"), f.tell()
-                if expected and n != int(expected):
-                    raise OSError(f"{n} of {expected} bytes arrived")
-            self.files = [path]
+        """Download the file of a URL into `folder`."""
+        if not self.remote.startswith("http"):
+            return
+        folder.mkdir(exist_ok=True)
+        path = folder / (Path(urllib.parse.urlparse(self.remote).path).name or "text")
+        with (
+            reached(self.remote),
+            urllib.request.urlopen(self.remote, timeout=10) as answer,
+            path.open("wb") as file,
+        ):
+            shutil.copyfileobj(answer, file)
+            expected = answer.headers.get("Content-Length")
+            n = file.tell()
+            if expected and n != int(expected):
+                raise OSError(f"{n} of {expected} bytes arrived")
+        self.files = [path]
 
     def documents(self):
+        """Yield the documents, from the first one again at each call."""
         self.left_out["broken rows"] = 0
         if self.remote and not self.files:
-            yield from self._of_rows(self.remote, self._hub_rows())
+            yield from self.documents_of(self.remote, self.hub_rows())
         for path in self.files:
-            read = ROWS.get(suffix_of(path))
-            if read:
-                yield from self._of_rows(path, read(path, self.column, self.cfg.errors))
+            read_rows = ROWS.get(suffix_of(path))
+            if read_rows:
+                yield from self.documents_of(path, read_rows(path, self.column, self.cfg.errors))
             else:
-                yield lambda path=path: read_text(path, self.cfg.errors)
+                yield functools.partial(read_text, path, self.cfg.errors)
 
-    def _of_rows(self, name, rows):
+    def documents_of(self, name, rows):
+        """A document for each row of a table."""
         with one_line(name):
             for where, row in rows:
                 try:
@@ -148,7 +201,7 @@ class Source:
                     self.left_out["broken rows"] += 1
                     continue
                 if text:
-                    yield lambda text=text: [text]
+                    yield functools.partial(iter, [text])
 
     def val(self):
         """The source's own validation split, as a source, or None."""
@@ -160,11 +213,14 @@ class Source:
         with reached(self.remote):
             huggingface_hub.HfApi().dataset_info(self.remote, timeout=10)
             names = datasets.get_dataset_split_names(self.remote, self.configuration or None)
-        other = Source(self.word, self.cfg)
-        other.split = next((n for n in ("validation", "val", "dev") if n in names), None)
-        return other if other.split else None
+        for name in ("validation", "val", "dev"):
+            if name in names:
+                other = Source(self.word, self.cfg)
+                other.split = name
+                return other
+        return None
 
-    def _hub_rows(self):
+    def hub_rows(self):
         import datasets
 
         datasets.disable_progress_bars()
@@ -176,49 +232,55 @@ class Source:
 
 
 @contextlib.contextmanager
-def one_line(where, advice=""):
-    """Whatever a library throws at unreadable input becomes one line that names the input."""
+def one_line(where, problem="cannot be read", advice=""):
+    """Turn whatever a library raises for unreadable input into one line that names the input."""
     try:
         yield
     except Exception as e:
         if isinstance(e, ValueError) and str(e).startswith(str(where)):
             raise
-        raise ValueError(
-            f"{where} cannot be {'reached' if advice else 'read'}: {first_line(e)}{advice}"
-        ) from None
+        raise ValueError(f"{where} {problem}: {first_line(e)}{advice}") from None
 
 
 def reached(where):
-    return one_line(
-        where, "; offline, `python prepare.py` (the standard library) and local files work"
-    )
+    advice = "; offline, `python prepare.py` (the standard library) and local files work"
+    return one_line(where, "cannot be reached", advice)
+
+
+# --- tables: a document per row -------------------------------------------------------------------
+# A reader of rows yields (where, row). Instead of a row there may be the error in its place.
 
 
 def text_of(row, column, errors):
-    """The text in a row's column as it stands, in bytes. ValueError if there is none or it is no text."""
+    """The text in a row's column, in bytes. ValueError if it has none."""
     if isinstance(row, Exception):
         raise ValueError(first_line(row))
     if not isinstance(row, dict):
-        raise ValueError(f"a row is {type(row).__name__}, not an object with the column {column!r}")
+        raise ValueError(f"expected an object with the column {column!r}, got {type(row).__name__}")
     if column not in row:
         raise ValueError(
-            f"there is no column {column!r}; --text_column can be: {', '.join(map(str, row))}"
+            f"no column {column!r}; --text_column can be: {', '.join(str(name) for name in row)}"
         )
-    value = b"" if row[column] is None else row[column]
+    value = row[column]
+    if value is None:
+        return b""
     if isinstance(value, bytes):
         value = value.decode("utf-8", errors)
     if not isinstance(value, str):
         raise ValueError(f"column {column!r} holds {type(value).__name__}, not text")
-    return (re.sub("[\ud800-\udfff]", "\ufffd", value) if errors == "replace" else value).encode()
+    if errors == "replace":
+        value = re.sub("[\ud800-\udfff]", "\ufffd", value)
+    return value.encode()
 
 
 def json_rows(path, column, errors):
-    """(where, row or what is wrong with it) of a file of objects: one on each line, or all in one list."""
+    """The rows of a file with an object on each line, or with all of them in one list."""
     lines = lines_of(path, errors)
     for where, line in lines:
         if where == "line 1" and line.lstrip().startswith("["):
             rows = json.loads(line + "".join(line for _, line in lines))
-            yield from ((f"row {n}", row) for n, row in enumerate(rows, 1))
+            for n, row in enumerate(rows, 1):
+                yield f"row {n}", row
         elif line.strip():
             try:
                 yield where, json.loads(line)
@@ -228,46 +290,44 @@ def json_rows(path, column, errors):
 
 def csv_rows(path, column, errors):
     csv.field_size_limit(2**31 - 1)
-    rows, header = csv.reader((line for _, line in lines_of(path, errors)), strict=True), None
+    reader = csv.reader((line for _, line in lines_of(path, errors)), strict=True)
+    header = None
     while True:
         try:
-            row = next(rows, None)
-        except csv.Error as e:
-            yield f"line {rows.line_num}", e
-            continue
-        if row is None:
+            row = next(reader)
+        except StopIteration:
             return
-        if header and row:
-            wrong = ValueError(f"{len(row)} cells, where the header has {len(header)}")
+        except csv.Error as e:
+            yield f"line {reader.line_num}", e
+            continue
+        where = f"line {reader.line_num}"
+        if not row:  # an empty line
+            continue
+        if header is None:
+            header = row
+        elif len(row) != len(header):
             yield (
-                f"line {rows.line_num}",
-                wrong if len(row) != len(header) else dict(zip(header, row, strict=True)),
+                where,
+                ValueError(f"expected {len(header)} cells as in the header, got {len(row)}"),
             )
-        header = header or row
+        else:
+            yield where, dict(zip(header, row, strict=True))
 
 
 def parquet_rows(path, column, errors):
     import pyarrow.parquet
 
     with pyarrow.parquet.ParquetFile(path) as file:
-        names, n = file.schema_arrow.names, 0
-        if column not in names and file.metadata.num_rows:
-            yield "row 1", dict.fromkeys(names)
-        for batch in file.iter_batches(1000, columns=[column]) if column in names else ():
-            yield from (
-                (f"row {i}", {column: cell})
-                for i, cell in enumerate(batch.column(0).to_pylist(), n + 1)
-            )
-            n += len(batch)
-
-
-def has_column(path, column, errors):
-    """Whether a table in a folder is meant: not every .json or .csv of a project holds documents."""
-    try:
-        row = next(ROWS[suffix_of(path)](path, column, errors), (None, {column: ""}))[1]
-    except ValueError as e:
-        row = e
-    return column in row if isinstance(row, dict) else suffix_of(path) in (".jsonl", ".parquet")
+        names = file.schema_arrow.names
+        if column not in names:
+            if file.metadata.num_rows:
+                yield "row 1", dict.fromkeys(names)  # the error names the columns
+            return
+        n = 0
+        for batch in file.iter_batches(1000, columns=[column]):
+            for cell in batch.column(0).to_pylist():
+                n += 1
+                yield f"row {n}", {column: cell}
 
 
 ROWS = {
@@ -275,65 +335,85 @@ ROWS = {
     ".json": json_rows,
     ".csv": csv_rows,
     ".parquet": parquet_rows,
-}  # a document per row
+}
+
+
+def has_column(path, column, errors):
+    """Whether a table in a folder holds documents: most .json files of a project do not."""
+    suffix = suffix_of(path)
+    try:
+        _, row = next(ROWS[suffix](path, column, errors), (None, {column: ""}))
+    except ValueError as e:
+        row = e
+    if isinstance(row, dict):
+        return column in row
+    return suffix in (".jsonl", ".parquet")
+
+
+# --- files ----------------------------------------------------------------------------------------
+
 GZIP = b"\x1f\x8b"
+# how files begin that are not UTF-8 text
 NOT_TEXT = {
     b"PK\3\4": "a zip archive",
     b"\x28\xb5\x2f\xfd": "packed by zstd",
     b"BZh": "packed by bzip2",
-}
-NOT_TEXT |= {
     b"\xfd7zXZ": "packed by xz",
     b"%PDF": "a PDF",
     b"PAR1": "parquet: its name must end in .parquet",
+    b"\xff\xfe": "UTF-16",
+    b"\xfe\xff": "UTF-16",
 }
-NOT_TEXT |= {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 
 
 def suffix_of(path):
     """.txt of a.txt and of a.txt.gz."""
-    return Path(path.stem if path.suffix.lower() == ".gz" else path).suffix.lower()
+    if path.suffix.lower() == ".gz":
+        path = Path(path.stem)
+    return path.suffix.lower()
 
 
 def open_text(path):
-    """A file of bytes, unpacked if it is gzip's. ValueError for what its first bytes say is no UTF-8 text."""
-    with open(path, "rb") as f:
-        head = f.read(8)
-    for magic, what in NOT_TEXT.items():
+    """Open a file in binary mode, through gzip if it is packed. ValueError if it is not text."""
+    with open(path, "rb") as file:
+        head = file.read(8)
+    for magic, kind in NOT_TEXT.items():
         if head.startswith(magic):
-            raise ValueError(f"{path} is {what}; only UTF-8 text, plain or in .gz, can be read")
+            raise ValueError(f"{path} is {kind}; expected UTF-8 text, plain or in .gz")
     return gzip.open(path, "rb") if head.startswith(GZIP) else open(path, "rb")
 
 
 def lines_of(path, errors):
-    """("line N", text) of each line, without a byte-order mark."""
-    with open_text(path) as f:
-        for number, line in enumerate(f, 1):
+    """Yield ("line N", text) for each line, without a byte-order mark."""
+    with open_text(path) as file:
+        for number, line in enumerate(file, 1):
             try:
                 text = line.decode("utf-8", errors)
             except UnicodeDecodeError as e:
-                bad = f"byte {e.start} is 0x{line[e.start]:02X}"
                 raise ValueError(
-                    f"{path}, line {number} is not UTF-8: {bad}; --errors=replace goes on"
+                    f"{path}, line {number} is not UTF-8: byte {e.start} is "
+                    f"0x{line[e.start]:02X}; --errors=replace goes on"
                 ) from None
-            yield f"line {number}", text.removeprefix("\ufeff") if number == 1 else text
+            if number == 1:
+                text = text.removeprefix("\ufeff")
+            yield f"line {number}", text
 
 
 def read_text(path, errors):
-    """The file in pieces of whole characters, without a byte-order mark; ValueError with the offset if not UTF-8."""
-    decoder, offset = codecs.getincrementaldecoder("utf-8")(errors), 0
-    with one_line(path), open_text(path) as f:
+    """Yield a file in pieces of whole characters, without a byte-order mark."""
+    decoder = codecs.getincrementaldecoder("utf-8")(errors)
+    offset = 0
+    with one_line(path), open_text(path) as file:
         while True:
-            piece, held = (
-                f.read(1 << 20),
-                len(decoder.getstate()[0]),
-            )  # held back: the start of a character
+            piece = file.read(1 << 20)
+            held_back, _ = decoder.getstate()  # the beginning of a character
             try:
                 text = decoder.decode(piece, final=not piece)
             except UnicodeDecodeError as e:
-                where = f"byte {offset - held + e.start} is 0x{e.object[e.start]:02X}"
+                place = offset - len(held_back) + e.start
                 raise ValueError(
-                    f"{path} is not UTF-8: {where}; --errors=replace goes on"
+                    f"{path} is not UTF-8: byte {place} is 0x{e.object[e.start]:02X}; "
+                    "--errors=replace goes on"
                 ) from None
             if offset == 0:
                 text = text.removeprefix("\ufeff")
@@ -345,7 +425,7 @@ def read_text(path, errors):
 
 
 def is_text(path, errors):
-    """Whether the file begins like text: two million bytes of UTF-8 without a NUL."""
+    """Whether the first two million bytes of a file are UTF-8 without a NUL."""
     try:
         return not any(b"\0" in piece for piece in itertools.islice(read_text(path, errors), 2))
     except ValueError:

@@ -173,7 +173,7 @@ def test_a_folder_that_is_no_dataset_is_left_alone(tmp_path):
     (tmp_path / "data" / "d").mkdir(parents=True)
     (tmp_path / "data" / "d" / "thesis.txt").write_text("ten years of work")
     (tmp_path / "a.txt").write_text("text " * 100)
-    with pytest.raises(ValueError, match="no dataset"):
+    with pytest.raises(ValueError, match="not a dataset"):
         make(tmp_path, tmp_path / "a.txt")
     assert (tmp_path / "data" / "d" / "thesis.txt").exists()
 
@@ -292,7 +292,7 @@ def test_the_default_needs_neither_network_nor_datasets(tmp_path):
     assert len(raw) > 5e6
     assert raw.count(b"import ") > 500
     assert b"\xff" in raw
-    assert "kept; --overwrite" in run("prepare.py", cwd=tmp_path).stdout
+    assert "; --overwrite replaces it" in run("prepare.py", cwd=tmp_path).stdout
 
 
 # --- text goes in as it is -----------------------------------------------------------------------------------------
@@ -497,7 +497,7 @@ def test_the_same_name_for_other_text_is_an_error(tmp_path, capsys):
 
     ask(tmp_path / "a.txt")
     ask(tmp_path / "a.txt")
-    assert "kept; --overwrite" in capsys.readouterr().out
+    assert "; --overwrite replaces it" in capsys.readouterr().out
     for other in (
         [tmp_path / "b.txt"],
         [tmp_path / "a.txt", "--max_bytes=99"],
