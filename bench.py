@@ -40,7 +40,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from config import ROOT, Config, build, load_file, parse
+from config import ROOT, SEED, Config, build, check_limits, load_file, parse
 from lib.benchmarks import BENCHMARKS, local_items
 from lib.data import Data, bits_per_byte, continuation_start, encode, symbols_at_once
 from lib.files import (
@@ -85,11 +85,9 @@ class BenchConfig:
     stride: int = 0  # bpb_stride: symbols that each window scores; 0: half of the context
 
     def __post_init__(self):
-        lowest = {"rounds": 1, "seconds": 0, "limit": 0, "stride": 0, "seed": 0}
-        for key, low in lowest.items():
-            value = getattr(self, key)
-            if not low <= value < 2**63:
-                raise ValueError(f"{key}={value} must be at least {low} and below 2**63")
+        positive = (0, math.inf)
+        limits = {"rounds": (1, math.inf), "seconds": positive, "limit": positive}
+        check_limits(self, limits | {"stride": positive, "seed": SEED})
 
 
 def main(argv=None):

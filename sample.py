@@ -9,6 +9,7 @@ If the model plays a game, you play against it: python sample.py --model=out/sel
 """
 
 import codecs
+import math
 import sys
 import time
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import Literal
 
 import torch
 
-from config import parse
+from config import SEED, check_limits, parse
 from lib.data import decode, encode
 from lib.files import game_of, load_run, newest_run, read_utf8, run_command
 from lib.games import GAMES, play_person
@@ -51,13 +52,10 @@ class SampleConfig:
             raise ValueError("give model or out_dir, not both: they mean the same")
         if self.prompt and self.prompt_file:
             raise ValueError("give prompt or prompt_file, not both")
-        for key in ("max_new_bytes", "temperature", "top_k", "seed"):
-            if not getattr(self, key) >= 0:  # (nan is not)
-                raise ValueError(f"{key}={getattr(self, key)} must not be negative")
-        if self.seed >= 2**63:
-            raise ValueError(f"seed={self.seed} must be below 2**63")
-        if self.num_samples < 1:
-            raise ValueError(f"num_samples={self.num_samples} must be at least 1")
+        limits = {"num_samples": (1, math.inf), "seed": SEED}
+        for key in ("max_new_bytes", "temperature", "top_k"):
+            limits[key] = (0, math.inf)
+        check_limits(self, limits)
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p={self.top_p} must be above 0 and at most 1")
 

@@ -1,25 +1,27 @@
-"""Every knob of a run, and how a config file and a command line become one checked `Config`.
+"""Every knob of a run, and how a config file and a command line set them.
 
-    cfg, words = parse(Config, argv, usage, "config/demo.py")        # "config/stlm_10m.py --max_seconds=60 --seed 3"
+    # e.g. argv = ["config/stlm_10m.py", "--max_seconds=60", "--seed", "3"]
+    cfg, words = parse(Config, argv, usage, "config/demo.py")
 
-The dataclass is the only list of knobs: name, type, default, and a comment that `--help` prints. A config file
-is plain Python that assigns some of them; it may compute, keep helpers in _underscored names, and build on another file
-with `from config.stlm_10m import *`. Its docstring says why the experiment is worth running. The command line wins over
-the file. What is misspelt, of the wrong type or impossible is a ValueError that names the key, where it stood and the
-nearest name. A name that stands in a log or a checkpoint never leads to a file that is run.
+The dataclass is the only list of knobs: name, type, default, and a comment, which --help prints.
+
+A config file is plain Python that assigns some of them. It may compute, use names that begin with
+an underscore, and build on another file with `from config.stlm_10m import *`. Its docstring says
+why the experiment is worth running. The command line wins over the file.
+
+A misspelt name, a wrong type or an impossible value is a ValueError that names the key, the place
+and the nearest valid name. Only a file that the user names is ever run: names in a log or a
+checkpoint never lead to a file.
 """
 
 import ast
 import dataclasses
 import difflib
 import inspect
-import io
 import math
 import re
 import runpy
 import sys
-import textwrap
-import tokenize
 import types
 import typing
 from dataclasses import dataclass
@@ -29,7 +31,7 @@ from typing import Literal
 from model import ModelConfig
 
 ROOT = Path(__file__).resolve().parent.parent
-__path__.append(str(ROOT / "config" / "races"))  # where `config.NAME` is looked for, too
+__path__.append(str(ROOT / "config" / "races"))  # `import config.NAME` looks here, too
 
 
 @dataclass
@@ -42,26 +44,26 @@ class Config(ModelConfig):
     resume: Literal["", "true", "auto"] = ""  # continue from last.pt; auto: or start, without one
     overwrite: bool = False  # delete the run that is in out_dir
     seed: int = 1337  # of weights, data order, dropout and masks
-    # --- length: one of the two; the schedule follows it ---
+    # --- length: give one of the two; the schedule follows it ---
     max_steps: int = 0  # optimizer steps
-    max_seconds: float = 0.0  # training time, with compiling, without evaluation and saving
+    max_seconds: float = 0.0  # training time: includes compiling, excludes evaluation and saving
     # --- batch ---
     batch_bytes: int = 16384  # bytes (gpt2: tokens) in one optimizer step, over all processes
-    micro_batch: int = 0  # rows in one pass of one process, fewer on a CPU; 0: all of its share
+    micro_batch: int = 0  # most rows in one pass of one process (a CPU may take fewer); 0: all
     # --- optimizer: Muon for the matrices, AdamW for embeddings, tables and Canon layers ---
     muon_lr: float = 0.02  # peak learning rate of Muon
     adam_lr: float = 0.005  # peak learning rate of AdamW
     momentum: float = 0.95  # of Muon
     beta1: float = 0.6  # of AdamW
     beta2: float = 0.99  # of AdamW
-    weight_decay: float = 0.0  # decoupled, on matrices
+    weight_decay: float = 0.0  # of Muon (decoupled)
     warmup: float = 0.02  # share of the run in which the learning rate rises, after compiling
     decay: float = 0.7  # share of the run, at its end, in which it falls linearly to zero
     grad_clip: float = 1.0  # largest gradient norm; 0: no clipping
-    dropout: float = 0.0  # largest share dropped; worth it when data repeats
+    dropout: float = 0.0  # largest share dropped; helps when text is read many times
     # linear: rises from 0 to dropout; triangle: rises and falls again
     dropout_schedule: Literal["constant", "linear", "triangle"] = "constant"
-    # --- objective: what training predicts (lib/objectives.py, lib/selfplay.py) ---
+    # --- objective: the loss (lib/objectives.py, lib/selfplay.py) ---
     objective: Literal[
         "next_byte",
         "multi_byte",
@@ -74,35 +76,33 @@ class Config(ModelConfig):
     n_future: int = 3  # multi_byte: how many bytes ahead are predicted, the next one included
     mask_share: float = 0.15  # masked: share of the input bytes that are hidden
     mask_span: int = 3  # masked: how many bytes in a row are hidden together
-    patch_weight: float = 0.03  # next_patch: weight of the patch's loss beside the bytes'
-    teacher: str = ""  # distill: a run's folder, a shared one, or USER/NAME on the Hub
+    patch_weight: float = 0.03  # next_patch: weight of the patch loss; the byte loss has 1
+    teacher: str = ""  # distill: a run's folder, a shared folder, or USER/NAME on the Hub
     teacher_share: float = 0.5  # distill: share of the loss that compares with the teacher
     # --- self-play: objective=game (against itself), objective=spin (against its own text) ---
     play_lr: float = 0.002  # game, spin: peak learning rate of self-play (AdamW)
-    game: Literal["tictactoe", "nim"] = "tictactoe"  # game: which
-    games: int = 256  # game: how many are played in one step, over all processes
-    pretrain: float = 0.125  # game: share of the run that reads random games first; 1: all of it
+    game: Literal["tictactoe", "nim"] = "tictactoe"  # game: the game to learn
+    games: int = 256  # game: games played in one step, over all processes
+    pretrain: float = 0.125  # game: share of the run spent reading random games first; 1: all
     openings: float = 0.5  # game: share of the games that begin with 0 to 4 random moves
     random_games: float = 0.25  # game: share of the games in which one side's moves are all random
     entropy: float = 0.1  # game: first weight of the entropy bonus; 0.02 collapses
     entropy_end: float = 0.025  # game: its lowest weight; long games need more
-    prefix_bytes: int = 64  # spin: how much real text the opponent gets; it writes the rest
-    spin_steps: int = 8  # spin: steps against one opponent, the model at the first of them
-    spin_beta: float = 0.1  # spin: how steeply the loss judges a log-ratio; 0: no opponent
+    prefix_bytes: int = 64  # spin: real text the opponent continues
+    spin_steps: int = 8  # spin: steps before the opponent is renewed
+    spin_beta: float = 0.1  # spin: steepness of the loss over log-ratios; 0: no opponent
     next_byte_weight: float = 1.0  # spin: weight of the next-byte loss on the real text
     # --- machine ---
     device: str = "auto"  # auto: cuda, else mps, else cpu
-    # of matrix products; auto: bfloat16 where it is native
+    # of matrix products; auto: bfloat16 if the hardware has it
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"  # torch.compile; auto: on cuda only
-    # --- watching ---
+    # --- evaluation and logging ---
     eval_interval: int = 250  # steps between evaluations; 0: only at the end
-    eval_bytes: int = (
-        200_000  # val bytes (gpt2: tokens) of an evaluation; at the end all are scored
-    )
+    eval_bytes: int = 200_000  # val bytes (gpt2: tokens) in an evaluation; the last scores all
     log_interval: int = 10  # steps between log lines
-    wandb: str = ""  # project on wandb.ai to log to, beside log.jsonl (pip install wandb)
-    # --- filled in by the loader, no knobs: the name and the docstring of the config file ---
+    wandb: str = ""  # also log to this project on wandb.ai (pip install wandb)
+    # --- not knobs: the name and the docstring of the config file ---
     config: str = ""
     intuition: str = ""
 
@@ -111,14 +111,11 @@ class Config(ModelConfig):
         self.out_dir = self.out_dir or f"out/{self.config or 'run'}"
         if (self.max_steps > 0) == (self.max_seconds > 0):
             raise ValueError(
-                f"give one of max_steps={self.max_steps} and max_seconds={self.max_seconds}, above 0"
+                f"max_steps={self.max_steps}, max_seconds={self.max_seconds}: one of them must be "
+                "above 0, the other 0"
             )
-        for field in dataclasses.fields(Config):
-            if field.type in (int, float):
-                low, high = LIMITS.get(field.name, (0, math.inf))
-                value = getattr(self, field.name)
-                if not low <= value <= high or value == math.inf:
-                    raise ValueError(f"{field.name}={value} must be between {low} and {high}")
+        numbers = [f.name for f in dataclasses.fields(Config) if f.type in (int, float)]
+        check_limits(self, dict.fromkeys(numbers, (0, math.inf)) | LIMITS)
         if self.dropout == 1:
             raise ValueError("dropout=1.0 must be below 1")
         if self.batch_bytes < self.block_size and self.objective != "game":
@@ -128,7 +125,7 @@ class Config(ModelConfig):
         if self.warmup + self.decay > 1:
             raise ValueError(f"warmup={self.warmup} + decay={self.decay} must be at most 1")
         if self.resume and self.overwrite:
-            raise ValueError("resume continues the run in out_dir, overwrite deletes it: give one")
+            raise ValueError("resume continues the run, overwrite deletes it: give one of them")
         if self.objective in ("game", "spin"):
             self.check_selfplay()
 
@@ -149,9 +146,19 @@ class Config(ModelConfig):
             raise ValueError(f"compile='on' does not work with objective={self.objective}")
 
 
-# Lowest and highest values; where nothing is said, 0 and no limit.
+def check_limits(cfg, limits):
+    """ValueError unless the knobs in `limits`, {name: (lowest, highest)}, are within them."""
+    for key, (low, high) in limits.items():
+        value = getattr(cfg, key)
+        if not low <= value <= high or value == math.inf:  # nan is not, either
+            limit = f"at least {low}" if high == math.inf else f"between {low} and {high}"
+            raise ValueError(f"{key}={value} must be {limit}")
+
+
+# Lowest and highest values. The other numbers are at least 0.
+SEED = (0, 2**63 - 1)
 LIMITS = {
-    "seed": (0, 2**63 - 1),
+    "seed": SEED,
     "batch_bytes": (1, math.inf),
     "log_interval": (1, math.inf),
     "n_future": (1, math.inf),
@@ -178,22 +185,22 @@ LIMITS = {
 }
 
 
-# names of other projects, nanoGPT above all, and what leads to the same here
+# Names from nanoGPT and other projects, and the knobs that do the same here.
 ELSEWHERE = {
-    "learning_rate lr": "--muon_lr (matrices) and --adam_lr (the rest) are the learning rates",
-    "min_lr lr_decay_iters": "--decay is the share of the run, at its end, in which the rates fall to zero",
+    "learning_rate lr": "use --muon_lr for the matrices and --adam_lr for the rest",
+    "min_lr lr_decay_iters": "--decay is the share of the run in which the rates fall to zero",
     "warmup_iters": "--warmup is a share of the run",
-    "batch_size": "--batch_bytes is a step's batch (rows times block_size), --micro_batch the rows of one pass",
+    "batch_size": "--batch_bytes is the size of a step, --micro_batch the rows of one pass",
     "gradient_accumulation_steps": "it follows from --batch_bytes and --micro_batch",
-    "max_iters epochs": "--max_steps or --max_seconds ends a run",
-    "eval_iters": "--eval_bytes is how much of val an evaluation scores",
+    "max_iters epochs": "use --max_steps or --max_seconds",
+    "eval_iters": "--eval_bytes is the amount of val in an evaluation",
     "eval_only": "`python bench.py eval` scores a trained model",
-    "always_save_checkpoint": "last.pt is written at every --eval_interval, best.pt where val is better",
-    "wandb_log wandb_project": "--wandb=PROJECT logs there",
+    "always_save_checkpoint": "every evaluation writes last.pt, and best.pt if val is lower",
+    "wandb_log wandb_project": "use --wandb=PROJECT",
     "vocab_size": "a byte model has 256 symbols, --tokenizer=gpt2 those of --gpt2_vocab",
-    "start": "--prompt=TEXT is what to go on from, --prompt_file=FILE a file of it",
-    "max_new_tokens": "--max_new_bytes is how much to write",
-    "opponent": "--pretrain=1 (objective=game) or --spin_beta=0 (objective=spin) trains without one",
+    "start": "use --prompt=TEXT or --prompt_file=FILE",
+    "max_new_tokens": "use --max_new_bytes",
+    "opponent": "--pretrain=1 (objective=game) or --spin_beta=0 (objective=spin) has none",
     "play": "`python sample.py` plays against you, if the model plays a game",
 }
 YES_NO = {"true": True, "1": True, "false": False, "0": False}
@@ -205,63 +212,83 @@ def nearest(name, names, cutoff=0.6):
     return f"; did you mean {found[0]!r}?" if found else ""
 
 
-def convert(cls, key, value, where, text=False):
-    """Return `value` as the field's type. From the command line everything arrives as a string (`text`)."""
-    fields = {f.name: f.type for f in dataclasses.fields(cls)}
-    if key not in fields:
-        leads = (f": {lead}" for names, lead in ELSEWHERE.items() if key in names.split())
-        lead = next((x for x in leads if set(re.findall(r"--(\w+)", x)) <= set(fields)), "")
-        raise ValueError(
-            f"{where}: unknown key {key!r}{lead or nearest(key, fields, 0.5) or '; --help lists all'}"
-        )
-    want = fields[key]
-    if typing.get_origin(want) is typing.Literal:
-        choices = typing.get_args(want)
-        if "on" in choices and str(value).lower() in YES_NO:
-            value = "on" if YES_NO[str(value).lower()] else "off"
-        if "true" in choices and value in (*YES_NO, False, True):  # a flag that takes a word, too
-            value = "true" if YES_NO.get(value, value) else ""
-        if value not in choices:
-            listed = ", ".join(map(repr, choices))
-            raise ValueError(
-                f"{where}: {key}={value!r} is not one of {listed}{nearest(value, choices)}"
-            )
-        return value
-    wrong = ValueError(
-        f"{where}: {key}={value!r} is not {'a true/false' if want is bool else want.__name__}"
-    )
-    if text and want is bool:
-        value = YES_NO.get(value.lower(), value)
-    if text and want in (int, float):
-        try:
-            value = int(value) if want is int and re.fullmatch(r"-?[\d_]+", value) else float(value)
-        except ValueError:
-            raise wrong from None
-    if {want, type(value)} == {int, float} and float(
-        value
-    ).is_integer():  # 1e6 is a fine number of steps
-        value = want(value)
-    if type(value) is not want:
-        raise wrong
-    return value
+def convert(cls, key, value, where, is_text=False):
+    """`value` as the type of the field `key`. is_text: it comes from the command line, as a string.
+
+    ValueError, with `where` it came from, if there is no such field or the value does not fit.
+    """
+    kinds = {field.name: field.type for field in dataclasses.fields(cls)}
+    if key not in kinds:
+        raise ValueError(f"{where}: unknown key {key!r}{hint(key, kinds)}")
+    kind = kinds[key]
+    choices = typing.get_args(kind)
+    if choices:
+        converted = to_choice(value, choices)
+        expected = f"one of {', '.join(repr(choice) for choice in choices)}"
+        expected += nearest(value, choices)
+    elif kind is bool:
+        converted = YES_NO.get(value.lower()) if is_text else value
+        expected = "true/false"
+    elif kind is str:
+        converted = value
+        expected = "str"
+    else:
+        converted = to_number(value, kind, is_text)
+        expected = kind.__name__
+    if converted is None or (not choices and type(converted) is not kind):
+        raise ValueError(f"{where}: {key}={value!r} is not {expected}")
+    return converted
+
+
+def hint(key, kinds):
+    """The end of a message about an unknown key: a knob that does the same, or a similar name."""
+    for names, advice in ELSEWHERE.items():
+        knobs = re.findall(r"--(\w+)", advice)
+        if key in names.split() and all(knob in kinds for knob in knobs):
+            return f": {advice}"
+    return nearest(key, kinds, 0.5) or "; --help lists all"
+
+
+def to_choice(value, choices):
+    """The choice, or None. Choices with "on" or "true" also take yes and no in other words."""
+    is_yes = YES_NO.get(str(value).lower())
+    if is_yes is not None and "on" in choices:
+        return "on" if is_yes else "off"
+    if is_yes is not None and "true" in choices:
+        return "true" if is_yes else ""
+    return value if value in choices else None
+
+
+def to_number(value, kind, is_text):
+    """The int or float, or None. 1e6 is a fine int, and 3 a fine float."""
+    try:
+        number = ast.literal_eval(value) if is_text else value
+        if type(number) not in (int, float):
+            return None
+        if kind is int and not float(number).is_integer():
+            return None
+        return kind(number)
+    except (ValueError, SyntaxError, OverflowError):
+        return None
 
 
 def find_file(path):
-    """The config file of this name; config/NAME.py may stand in config/races. ValueError with the nearest name."""
-    path, races = Path(path), ROOT / "config" / "races"
-    for found in [path, ROOT / path] + [races / path.name] * (path.parent.name == "config"):
-        if found.is_file():
-            return found
-    known = [
-        str(p.relative_to(ROOT))
-        for folder in (ROOT / "config", races)
-        for p in sorted(folder.glob("[a-z]*.py"))
-    ]
-    raise ValueError(f"no config file {path}{nearest(path, known) or f'; there are {known}'}")
+    """The config file of this name. config/NAME.py may also be in config/races."""
+    path = Path(path)
+    places = [path, ROOT / path]
+    if path.parent.name == "config":
+        places.append(ROOT / "config" / "races" / path.name)
+    for place in places:
+        if place.is_file():
+            return place
+    known = []
+    for folder in ("config", "config/races"):
+        known += [f"{folder}/{file.name}" for file in sorted((ROOT / folder).glob("[a-z]*.py"))]
+    raise ValueError(f"no config file {path}{nearest(path, known) or f': there are {known}'}")
 
 
 def load_file(cls, path):
-    """Run a config file. Returns (its assignments as a dict, its docstring); raises ValueError naming key and file."""
+    """Run a config file. Returns (its assignments as a dict, its docstring)."""
     path = find_file(path)
     sys.path.insert(0, str(ROOT))  # config files import each other as config.NAME
     try:
@@ -270,14 +297,16 @@ def load_file(cls, path):
         raise ValueError(f"{path}: {type(e).__name__}: {e}") from e
     finally:
         sys.path.remove(str(ROOT))
-    skip = (types.ModuleType, types.FunctionType, types.BuiltinFunctionType, type)
-    values = {k: v for k, v in names.items() if not k.startswith("_") and not isinstance(v, skip)}
-    values = {k: convert(cls, k, v, path) for k, v in values.items()}
+    not_knobs = (types.ModuleType, types.FunctionType, types.BuiltinFunctionType, type)
+    values = {}
+    for key, value in names.items():
+        if not key.startswith("_") and not isinstance(value, not_knobs):
+            values[key] = convert(cls, key, value, path)
     return values, inspect.cleandoc(names["__doc__"] or "")
 
 
 def build(cls, values, where="config"):
-    """`cls(**values)`, with `where` in front of what its own __post_init__ finds impossible."""
+    """`cls(**values)`. If its __post_init__ refuses a value, the message begins with `where`."""
     try:
         return cls(**values)
     except (ValueError, TypeError) as e:
@@ -286,77 +315,93 @@ def build(cls, values, where="config"):
 
 def read_command_line(cls, argv):
     """-> (words without dashes, {key: value} of `--key=value`, `--key value` and `--flag`)."""
-    kinds = {f.name: f.type for f in dataclasses.fields(cls)}
-    words, given, i = [], {}, 0
-    while i < len(argv):
-        arg, i = argv[i], i + 1
-        if not arg.startswith("--"):
-            words.append(arg)
+    kinds = {field.name: field.type for field in dataclasses.fields(cls)}
+    words = []
+    given = {}
+    rest = list(argv)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--"):
+            words.append(word)
             continue
-        key, equals, value = arg[2:].partition("=")
-        following = argv[i] if i < len(argv) else "--"
-        is_flag = kinds.get(key) is bool or "true" in typing.get_args(kinds.get(key))
-        if not equals and is_flag and following.lower() not in YES_NO:
-            value = "true"
-        elif not equals and key in kinds:
-            if following.startswith("--"):
+        key, equals, value = word[2:].partition("=")
+        if not equals and key in kinds:
+            is_flag = kinds[key] is bool or "true" in typing.get_args(kinds[key])
+            following = rest[0] if rest else "--"
+            if is_flag and following.lower() not in YES_NO:
+                value = "true"
+            elif following.startswith("--"):
                 raise ValueError(f"command line: --{key} needs a value, as in --{key}=VALUE")
-            value, i = following, i + 1
-        given[key] = convert(cls, key, value, "command line", text=True)
+            else:
+                value = rest.pop(0)
+        given[key] = convert(cls, key, value, "command line", is_text=True)
     return words, given
 
 
 def parse(cls, argv, usage, default_file=None, either=()):
-    """Read `[CONFIG.py] [WORD...] [--key=value | --key value | --flag]...` into an instance of `cls`.
+    """Turn `[CONFIG.py] [WORD...] [--key=value | --key value | --flag]...` into an instance of cls.
 
-    Returns (config, words): words are the arguments without dashes that are not a config file (one is looked for
-    where `default_file` is given: the first word that ends in .py). config.from_command_line holds the keys that stood
-    there, config.explicit also those of a file that the user named. Of the keys in `either`, one on the command line
-    drops the file's. `--help` prints `usage` and every knob, as this command would set it, and exits.
+    default_file: the config file to use if argv names none; None: this command has no config files
+    either: keys that exclude each other; one on the command line drops the file's
+
+    Returns (cfg, the other words). cfg.from_command_line holds the keys given there; cfg.explicit
+    also those in a config file that the user named. `--help` prints `usage` and every knob with the
+    value that it would have, and exits.
     """
     asks_for_help = "--help" in argv or "-h" in argv
     words, given = read_command_line(cls, [arg for arg in argv if arg not in ("--help", "-h")])
-    values, in_file, where = {}, set(), "command line"
+    values = {}
+    explicit = set(given)
+    where = "command line"
     if default_file:
-        named = next((w for w in words if w.endswith(".py")), None)
-        words = [w for w in words if w is not named]
-        file = named or str(ROOT / default_file)
-        values, doc = load_file(cls, file)
-        in_file = set(values) if named else set()
+        file = str(ROOT / default_file)
+        for word in words:
+            if word.endswith(".py"):
+                file = word
+                break
+        values, docstring = load_file(cls, file)
+        if file in words:
+            words.remove(file)
+            explicit |= set(values)
         where = f"{file} and the command line" if given else file
-        values |= {"config": Path(file).stem, "intuition": doc}
-    if given.keys() & set(
-        either
-    ):  # of keys that exclude each other, the command line drops the file's
-        values = {k: v for k, v in values.items() if k not in either}
-    if (
-        "block_size" in given and values.get("max_patches") and "max_patches" not in given
-    ):  # patches for as much text
-        values["max_patches"] = math.ceil(
-            values["max_patches"] * given["block_size"] / values["block_size"]
-        )
+        values["config"] = Path(file).stem
+        values["intuition"] = docstring
+
+    if any(key in given for key in either):
+        for key in either:
+            values.pop(key, None)
+    # More text has more patches.
+    if "block_size" in given and "max_patches" not in given and values.get("max_patches"):
+        ratio = given["block_size"] / values["block_size"]
+        values["max_patches"] = math.ceil(values["max_patches"] * ratio)
+    values |= given
     if asks_for_help:
-        whose = f"The values are those of {file}.\n\n" if default_file else ""
-        print(f"{usage.strip()}\n\n{whose}{describe(cls, values | given)}")
+        print(usage.strip() + "\n")
+        if default_file:
+            print(f"The values are those of {file}.\n")
+        print(describe(cls, values))
         sys.exit(0)
-    config = build(cls, values | given, where)
-    config.from_command_line, config.explicit = set(given), in_file | set(given)
-    return config, words
+    cfg = build(cls, values, where)
+    cfg.from_command_line = set(given)
+    cfg.explicit = explicit
+    return cfg, words
 
 
 def describe(cls, values):
-    """The fields of the dataclass as text: each with its value, its comment and its choices."""
+    """The fields of a dataclass as text: each with its value, its comment and its choices."""
     lines = []
     comments = knob_comments(cls)
     for field in dataclasses.fields(cls):
-        heading, comment = comments[field.name]
         if field.name in ("config", "intuition"):
             continue
+        heading, *comment = comments[field.name]
         if heading:
             lines.append(heading)
         value = values.get(field.name, field.default)
-        shown = "''" if value == "" else value
-        line = f"  --{field.name}={shown}".ljust(28) + f" {comment}"
+        if value == "":
+            value = "''"
+        line = f"  --{field.name}={value}"
+        line = f"{line:<28} {' '.join(comment)}"
         choices = typing.get_args(field.type)
         if choices:
             line += f" ({', '.join(choices)})"
@@ -365,35 +410,33 @@ def describe(cls, values):
 
 
 def knob_comments(cls):
-    """{field: (the heading above it, its comment)} from the source of a dataclass; "" if there is none.
+    """{field: [the heading above it, or "", and the lines of its comment]}, from the source.
 
-    A heading is a line like `# --- machine ---`. A comment stands behind its field. Lines of
-    comment between two fields belong to the second one if nothing stands behind it, else they
-    continue the first one's.
+    A heading is a line like `# --- machine ---`. A comment stands behind its field. Lines between
+    two fields belong to the second one if nothing stands behind it; else they continue the first.
     """
     found = {}
     for base in reversed(cls.__mro__[:-1]):
-        source = textwrap.dedent(inspect.getsource(base))
-        comments = {}  # line number: text
-        for token in tokenize.generate_tokens(io.StringIO(source).readline):
-            if token.type == tokenize.COMMENT:
-                comments[token.start[0]] = token.string.removeprefix("#").strip()
-
-        previous = None
-        line = 0
-        for node in ast.parse(source).body[0].body:
-            if not isinstance(node, ast.AnnAssign):
-                continue
-            between = [comments.pop(i) for i in range(line, node.lineno) if i in comments]
-            line = node.end_lineno + 1
-            behind = [comments.pop(i) for i in range(node.lineno, line) if i in comments]
-            headings = [text.strip("- ") for text in between if text.startswith("---")]
-            others = [text for text in between if not text.startswith("---")]
-            if behind and others and previous:
-                heading, comment = found[previous]
-                found[previous] = (heading, " ".join([comment, *others]).strip())
-            elif not behind:
-                behind = others
-            previous = node.target.id
-            found[previous] = ("".join(headings[-1:]), " ".join(behind))
+        name = None
+        heading = ""
+        between = []
+        for line in inspect.getsource(base).splitlines():
+            code, _, behind = line.strip().partition("# ")
+            field = re.match(r"(\w+): ", code)
+            if code.startswith("def "):
+                break
+            if field:
+                if behind and between and name:
+                    found[name] += between
+                    between = []
+                name = field[1]
+                found[name] = [heading, *between]
+                heading = ""
+                between = []
+            if behind.startswith("---"):
+                heading = behind.strip("- ")
+            elif behind and not code:
+                between.append(behind)
+            elif behind and name:
+                found[name].append(behind)
     return found

@@ -44,7 +44,7 @@ def write_atomically(path, write, size=0):
         why = str(e.__cause__ or e)
         if isinstance(e, RuntimeError) or e.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
             free = shutil.disk_usage(path.parent).free / 1e6
-            why = f"the disk or a quota is full: {free:,.0f} MB are free"
+            why = f"the disk is full, or a quota: {free:,.0f} MB are free"
             if size:
                 why += f", {size / 1e6:,.1f} are needed"
         raise OSError(f"cannot write {path} ({why}); an earlier version is untouched") from None

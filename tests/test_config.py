@@ -132,11 +132,11 @@ def test_help_is_made_from_the_fields_wherever_their_comments_stand():
         e: bool = False  # on a line of its own
 
     assert knob_comments(Knobs) == {
-        "a": ("sizes", "of the first kind, which runs over two lines"),
-        "b": ("", 'with a sign in it: "#"'),
-        "c": ("machine", "stands above its field"),
-        "d": ("", "continues nothing"),
-        "e": ("", "on a line of its own"),
+        "a": ["sizes", "of the first kind,", "which runs over two lines"],
+        "b": ["", 'with a sign in it: "#"'],
+        "c": ["machine", "stands above its field"],
+        "d": ["", "continues nothing"],
+        "e": ["", "on a line of its own"],
     }
     assert describe(Knobs, {"a": 7}).splitlines() == [
         "sizes",

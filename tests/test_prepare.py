@@ -505,7 +505,7 @@ def test_the_same_name_for_other_text_is_an_error(tmp_path, capsys):
     ):
         with pytest.raises(
             ValueError,
-            match=r"is there already, with (sources|max_bytes|val_fraction)=.*--overwrite",
+            match=r"exists with (sources|max_bytes|val_fraction)=.*--overwrite",
         ):
             ask(*other)
 
