@@ -5,19 +5,20 @@
     python train.py config/selfplay_game.py           # learns tic-tac-toe by playing itself
     torchrun --nproc_per_node=4 train.py config/stlm_50m.py
 
-Text comes from data/DATASET (see prepare.py; by default the newest). out/RUN gets:
+The text comes from data/DATASET, by default the newest one that prepare.py made. The run writes
+into out/RUN:
     last.pt     weights, optimizers and position, to resume from
-    best.pt     the weights with the lowest loss on val so far (a game: the fewest lost lines)
+    best.pt     the weights with the lowest val loss so far (a game: the fewest lost lines)
     run.json    command, config, machine, status, result
     loss.png    the loss curves
-    log.jsonl   one JSON object per event, with step, elapsed (seconds of training), time (of day):
-        train   bpb of the step's batch (objective=masked: of text with gaps; a game: loss), norm of
-                the gradient, lr_scale (share of the peak rates), bytes_per_second, mfu, and the
-                figures of the objective
+    log.jsonl   one JSON object per event, with step, elapsed (seconds of training) and time:
+        train   bpb on the step's batch (objective=masked: on text with gaps; a game: loss), norm of
+                the gradient, lr_scale (share of the peak learning rates), bytes_per_second, mfu,
+                and the figures of the objective
         eval    bpb on eval_bytes of val, bytes, bytes_per_patch, overflow (share of rows with more
                 than max_patches); a game: lost lines and scores
         start, end (the result), interrupted, failed
-The last line printed is the result: of the final weights on all of val; of a game's best weights.
+The last line it prints is the result: the final weights on all of val (a game: the best weights).
 """
 
 import contextlib
@@ -46,10 +47,10 @@ from lib.run import RUN_FILES, Clock, Log, draw_losses
 from lib.selfplay import GameSource, SpinSource
 from model import STLM, ModelConfig, fitting_weights
 
-LENGTH = {"max_steps", "max_seconds"}
-# Knobs of a run that may change when it is resumed ...
-MAY_CHANGE = {
-    *LENGTH,
+LENGTH_KNOBS = {"max_steps", "max_seconds"}
+# Knobs that may change when a run is resumed.
+CHANGE_ON_RESUME = {
+    *LENGTH_KNOBS,
     "eval_interval",
     "eval_bytes",
     "log_interval",
@@ -62,21 +63,22 @@ MAY_CHANGE = {
     "play_lr",
     "teacher",
 }
-# ... and those that belong to the command, not to the run.
-OF_THE_COMMAND = {"out_dir", "resume", "overwrite", "wandb"}
-# Of these, objective=spin takes the values of the run it starts from.
-SHAPE = {field.name for field in dataclasses.fields(ModelConfig)} - {"block_size", "max_patches"}
+# Knobs that say how this process goes about it. A resumed run does not keep them.
+PROCESS_KNOBS = {"out_dir", "resume", "overwrite", "wandb"}
+# Knobs that the weights depend on.
+SHAPE_KNOBS = {field.name for field in dataclasses.fields(ModelConfig)}
+SHAPE_KNOBS -= {"block_size", "max_patches"}
 
 
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
-    cfg, words = parse(Config, argv, __doc__, "config/demo.py", either=LENGTH)
+    cfg, words = parse(Config, argv, __doc__, "config/demo.py", either=LENGTH_KNOBS)
     if words:
         raise ValueError(
             f"unexpected argument {words[0]!r}: a config file ends in .py, "
             "everything else is --key=value; see --help"
         )
-    # A second run in the same folder would destroy both. Each process holds a lock of its own.
+    # Two runs in one folder would destroy each other. Each process of a run holds its own lock.
     out = Path(cfg.out_dir)
     rank = os.environ.get("RANK", "0")
     name = f".{out.name}.lock" if rank == "0" else f".{out.name}.lock{rank}"
@@ -111,8 +113,8 @@ def train(cfg, argv):
     clock = Clock(cfg, machine, saved.get("elapsed", 0.0), saved.get("compile_seconds", 0.0))
     log = Log(out, machine.rank == 0, cfg.wandb)
 
-    # the source, which supplies a batch for each step; the model; the objective, a module around
-    # the model that turns a batch into a loss; the optimizers
+    # The source supplies a batch for each step. The objective, a module around the model, turns
+    # a batch into a loss.
     if cfg.objective != "game":
         find_dataset(cfg, machine, log)
         source = TextSource(cfg, machine)
@@ -129,8 +131,8 @@ def train(cfg, argv):
         load_optimizers(optimizers, checkpoint["optimizers"])
     checkpoint = saved = None  # free the memory
 
-    # compile, and wrap for several processes: `trained` is what is trained, `objective` and `model`
-    # are the same modules unwrapped, to save and evaluate. Compiling is training time.
+    # Compile, and wrap for several processes. `trained` is for training; `objective` and `model`
+    # are the same modules unwrapped, for saving and evaluating. Compiling counts as training time.
     clock.start()
     trained, is_compiled = compile_and_wrap(objective, cfg, machine, source.micro_batch)
     clock.stop()
@@ -139,7 +141,7 @@ def train(cfg, argv):
 
     info = describe(cfg, argv, machine, model, source, is_compiled)
     announce(info, cfg, source, model, step, log)
-    # a resumed run repeats the evaluation of the step it continues from
+    # A resumed run repeats the evaluation at the step it continues from.
     is_over = clock.is_over(step)
     is_due = step > 0 and (is_over or every(cfg.eval_interval, step))
     log.begin(info, step, is_due)
@@ -150,8 +152,8 @@ def train(cfg, argv):
     logged_step = step
     logged_elapsed = clock.elapsed
 
-    # all that a later process needs to continue as if nothing had happened
     def make_checkpoint():
+        """All that a later process needs to continue as if nothing had happened."""
         return {
             "model": model.state_dict(),
             "objective": own_weights(objective),
@@ -173,7 +175,7 @@ def train(cfg, argv):
             # save and evaluate
             if is_due:
                 clock.stop()
-                # a signal may just have come, or the last of max_seconds passed
+                # A signal may have come just now, or max_seconds may have passed.
                 is_over = clock.is_over(step)
                 checkpoint = make_checkpoint()
                 save(checkpoint, last_path, machine)
@@ -203,7 +205,7 @@ def train(cfg, argv):
                 for group in optimizer.param_groups:
                     group["lr"] = group["peak_lr"] * scale
             model.dropout.rate.fill_(dropout_at(progress, cfg))
-            # Dropout and masks follow from seed, step and rank, so that resuming needs no state.
+            # Dropout and masks depend on seed, step and rank alone: resuming needs no state.
             if cfg.dropout or cfg.objective == "masked":
                 seed = (cfg.seed * 1_000_003 + step) * machine.world + machine.rank
                 torch.manual_seed(seed % 2**63)
@@ -236,7 +238,7 @@ def train(cfg, argv):
                 if cfg.objective == "game":
                     values = {"loss": loss} | values
                 else:
-                    # what other objectives watch of the next byte is comparable between them
+                    # Objectives with other losses report the next byte's, to be comparable.
                     nats = figures.pop("next_byte", loss)
                     seconds = max(1e-9, clock.elapsed - logged_elapsed)
                     symbols_per_second = (step - logged_step) * cfg.batch_bytes / seconds
@@ -252,16 +254,16 @@ def train(cfg, argv):
                 logged_step = step
                 logged_elapsed = clock.elapsed
 
-        # A process that leaves while another still saves would break its connection.
+        # If a process left while another still saves, the connection would break.
         if machine.world > 1:
             dist.barrier()
         if clock.interrupted:
             log.record("interrupted", step, clock.elapsed)
             log.status("interrupted", step, clock.elapsed)
-            log.say(f"stopped by a signal after step {step}: --resume continues from {last_path}")
+            log.say(f"stopped by a signal after step {step}; --resume continues from {last_path}")
             return 130
 
-        # the result; a signal does not stop this
+        # the result; a signal does not interrupt this
         result, verdict, verdict_step = source.conclude(model, out, step, clock.elapsed)
         log.record("end", step, clock.elapsed, **result)
         log.status(
@@ -291,7 +293,8 @@ def lr_scale(progress, phase, cfg, start=0.0):
     """
     first, last = phase
     progress = (progress - first) / (last - first)
-    rise = (progress - start + 1e-3) / max(cfg.warmup, 1e-3)  # 1e-3: the first step learns, too
+    # 1e-3: the first step learns, too
+    rise = (progress - start + 1e-3) / max(cfg.warmup, 1e-3)
     fall = (1 - progress) / max(cfg.decay, 1e-9)
 
     # 1) warm-up: a straight line up from 0, for `warmup` of the phase
@@ -319,32 +322,32 @@ def dropout_at(progress, cfg):
 def train_step(model, optimizers, batch, micro_batch, autocast, grad_clip, progress=0.0):
     """One optimizer step on this process's batch, `micro_batch` rows at a time.
 
-    A batch is a tuple of tensors with a row per text, as the source gives it and the objective
-    takes it. Returns, on the device, the mean loss in nats (with what the objective watches, if
-    anything) and the norm of the gradient.
+    batch: a tuple of tensors with a row per text, from the source
+
+    Returns two tensors on the device: the mean loss in nats, followed by the figures that the
+    objective watches, if any; and the norm of the gradient.
     """
-    # A tensor, because compiled code would be compiled anew for every new number.
+    # A tensor, because a new number would trigger a recompile.
     progress = torch.full((), progress, device=batch[0].device)
     n_rows = len(batch[0])
     micro_batches = list(zip(*(tensor.split(micro_batch) for tensor in batch), strict=True))
     total = 0
     for i, tensors in enumerate(micro_batches):
-        # Processes need to exchange gradients only once per step, at the last micro-batch. The
-        # official way is `with model.no_sync()`, which would have us write the pass twice; all it
-        # does is set this flag.
+        # Processes exchange gradients once per step, at the last micro-batch. The official way is
+        # `with model.no_sync()`, which would make us write the pass twice. It sets this flag.
         if isinstance(model, DistributedDataParallel):
             model.require_backward_grad_sync = i == len(micro_batches) - 1
         with autocast:
-            # each row counts the same, also if the last micro-batch has fewer
+            # Each row has the same weight, even if the last micro-batch has fewer rows.
             loss = model(*tensors, progress=progress) / (n_rows / len(tensors[0]))
-        # the loss itself comes first; the rest is for the log
+        # the loss itself comes first, then the watched figures
         loss.view(-1)[0].backward()
         total = total + loss.detach()
 
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)
     for optimizer in optimizers:
         optimizer.step()
-    # after all steps, because two optimizers may hold the same weights
+    # only after all steps: two optimizers may hold the same weights
     model.zero_grad(set_to_none=True)
     return total, norm
 
@@ -354,8 +357,9 @@ def compile_and_wrap(objective, cfg, machine, micro_batch):
     trained = objective
     is_compiled = False
     wanted = cfg.compile == "on" or (cfg.compile == "auto" and machine.device.type == "cuda")
-    if wanted and cfg.objective not in ("game", "spin"):  # they use the model in other ways, too
-        # torch.compile only starts at the first call; a forward and backward pass proves it.
+    # game and spin also use the model in other ways than the compiled one
+    if wanted and cfg.objective not in ("game", "spin"):
+        # torch.compile does nothing before the first call: try a forward and a backward pass.
         try:
             trained = torch.compile(objective)
             idx = torch.zeros(micro_batch, cfg.block_size, dtype=torch.long, device=machine.device)
@@ -366,7 +370,7 @@ def compile_and_wrap(objective, cfg, machine, micro_batch):
             is_compiled = True
         except Exception as e:
             reason = files.first_line(e)
-            print(f"torch.compile fails here ({reason}): training without it", file=sys.stderr)
+            print(f"torch.compile failed ({reason}): training without it", file=sys.stderr)
             trained = objective
         objective.zero_grad(set_to_none=True)
     if machine.world > 1:
@@ -379,17 +383,19 @@ def compile_and_wrap(objective, cfg, machine, micro_batch):
 
 
 class TextSource:
-    """Batches of a dataset: batch_bytes in a step over all processes, micro_batch rows in one pass.
+    """Batches of a dataset.
 
-    What a source has to offer (lib/selfplay.py has two others):
+    The interface of a source (lib/selfplay.py has two others):
         at(step, progress)      this process's batch: a tuple of tensors with a row per text
-        micro_batch             how many of these rows go through the model at once
-        evaluate(model)         the figures of an evaluation; that named `measure` is to be low
-        evaluation_lines(...)   what is printed of it
-        conclude(...)           the result: what the log keeps of it, the last line, the weights' step
-        describe(...), about()  what is printed, and stored, about the data
-        figures()               of the newest batch, for the log
-        state(), resume(...)    what last.pt has to remember, and going on from it
+        micro_batch             rows of a batch that go through the model at once
+        evaluate(model)         the figures of an evaluation
+        measure                 the name of the one that should become low
+        evaluation_lines(...)   these figures, as lines to print
+        conclude(...)           the result: (entry of the log, figures of the last line, the step of
+                                the weights)
+        describe(...), about()  the data, as lines to print and as a dict to store
+        figures()               figures of the newest batch, for the log
+        state(), resume(...)    tensors for last.pt, and the way back
     """
 
     measure = "bpb"
@@ -407,13 +413,13 @@ class TextSource:
                 f"{cfg.dataset} has {n_symbols} symbols to train on; "
                 f"block_size={T} needs at least {T + 1}"
             )
-        self.n_rows = cfg.batch_bytes // T  # over all processes
-        self.share = self.n_rows // machine.world
+        self.n_rows = cfg.batch_bytes // T  # in a step, over all processes
+        self.share = self.n_rows // machine.world  # of this process
         self.micro_batch = machine.rows_per_pass(self.share, cfg.micro_batch, T)
         self.check_batch()
 
     def check_batch(self):
-        """ValueError, with a way that works, unless the rows of a step can be shared out evenly."""
+        """ValueError, with a remedy, unless processes and passes can share a step's rows evenly."""
         cfg = self.cfg
         T = cfg.block_size
         world = self.machine.world
@@ -436,7 +442,7 @@ class TextSource:
         )
 
     def rows(self, step):
-        """This process's rows of a step on its device, (rows / world, T + 1)."""
+        """This process's rows of a step, on its device: (n_rows / world, T + 1)."""
         machine = self.machine
         rows = self.train.batch(
             self.cfg.seed, step, self.n_rows, self.cfg.block_size, machine.rank, machine.world
@@ -448,7 +454,7 @@ class TextSource:
         return rows.to(machine.device, non_blocking=True)
 
     def at(self, step, progress):
-        """The bytes to read and those to predict, (rows / world, T) each."""
+        """The bytes to read and the bytes to predict, (n_rows / world, T) each."""
         rows = self.rows(step)
         return rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
 
@@ -465,7 +471,7 @@ class TextSource:
         return [line]
 
     def conclude(self, model, out, step, elapsed):
-        """The final weights on all of val, with a progress bar on a terminal."""
+        """Score the final weights on all of val, with a progress bar on a terminal."""
         if self.machine.rank == 0:
             print(
                 f"evaluating all of val ({self.val.meta['val']['bytes'] / 1e6:,.1f} MB)", flush=True
@@ -495,7 +501,7 @@ class TextSource:
             f"a step: {self.share // n} x {n} rows x {T} x {world} processes = "
             f"{self.cfg.batch_bytes:,} of {len(self.train.symbols):,} symbols"
         ]
-        # too small a max_patches costs quality, and is easy to miss
+        # A low max_patches costs quality, and is easy to miss.
         idx, _ = self.at(step, 0.0)
         ends, _ = model.patch_ends(idx)
         n_patches = ends.sum(dim=1).float()
@@ -517,7 +523,7 @@ class TextSource:
         return {}
 
     def resume(self, checkpoint):
-        """The data order follows from seed and step; but the data must be the same."""
+        """The data order follows from seed and step; only check that the data are the same."""
         self.train.verify(checkpoint)
         self.val.verify(checkpoint)
 
@@ -526,7 +532,7 @@ class TextSource:
 
 
 def refuse_to_lose_a_run(cfg):
-    """ValueError if out_dir holds a run that the command does not ask to overwrite."""
+    """ValueError if out_dir holds a run, unless the command asks to overwrite it."""
     out = Path(cfg.out_dir)
     found = [name for name in RUN_FILES if (out / name).exists()]
     if found and not cfg.overwrite and not cfg.resume:
@@ -543,51 +549,51 @@ def refuse_to_lose_a_run(cfg):
 
 
 def resumed_config(cfg, checkpoint, path):
-    """The config of the run in the checkpoint, with the changes that this command asks for."""
+    """The config in the checkpoint, with the changes that this command asks for."""
     if "opponent" in checkpoint["config"]:
         raise ValueError(
-            f"{path} was written by selfplay.py, which is now part of train.py: "
-            "`git checkout 1254c3f` has the selfplay.py that resumes it"
+            f"{path} was written by selfplay.py, now part of train.py: resume it with the "
+            "selfplay.py of `git checkout 1254c3f`"
         )
     old = build(Config, files.known_values(checkpoint["config"], Config), path)
     asked = cfg.explicit
     if old.objective == "spin":  # its shape came from init_from, not from the config file
-        asked = asked - (SHAPE | {"dataset", "data_dir"}) | cfg.from_command_line
-    for key in sorted(asked - MAY_CHANGE - OF_THE_COMMAND):
+        asked = asked - (SHAPE_KNOBS | {"dataset", "data_dir"}) | cfg.from_command_line
+    for key in sorted(asked - CHANGE_ON_RESUME - PROCESS_KNOBS):
         if getattr(cfg, key) != getattr(old, key):
             raise ValueError(
                 f"{key}={getattr(cfg, key)!r}, but {path} has {getattr(old, key)!r}; "
-                f"on resume only {', '.join(sorted(MAY_CHANGE))} may change"
+                f"on resume only {', '.join(sorted(CHANGE_ON_RESUME))} may change"
             )
-    changed = (cfg.from_command_line & MAY_CHANGE) | OF_THE_COMMAND
-    if changed & LENGTH:
-        changed |= LENGTH  # one of them is 0, and says so
+    changed = (cfg.from_command_line & CHANGE_ON_RESUME) | PROCESS_KNOBS
+    if changed & LENGTH_KNOBS:
+        changed |= LENGTH_KNOBS  # the other one is 0
     return dataclasses.replace(old, **{key: getattr(cfg, key) for key in changed})
 
 
 def shaped_as_trained(cfg):
-    """The config with the shape and the dataset of the run to start from."""
+    """The config, but with the model's shape and the dataset of the run it starts from."""
     if not cfg.init_from:
         raise ValueError("objective=spin continues from a trained model: give --init_from=out/RUN")
     model, checkpoint, path = files.load_run(cfg.init_from)
     trained = checkpoint["config"] | dataclasses.asdict(model.cfg)
     if trained["tokenizer"] != "bytes":
         raise ValueError(
-            f"{path} reads {trained['tokenizer']} tokens: objective=spin needs a model of bytes"
+            f"{path} reads {trained['tokenizer']} tokens: objective=spin needs a byte model"
         )
     if files.game_of(checkpoint):
         trained["dataset"] = ""
     if not trained["dataset"] and not cfg.dataset:
-        raise ValueError(f"{path} was trained on no dataset: give --dataset=NAME")
-    keys = (SHAPE | {"dataset", "data_dir"}) - cfg.from_command_line
+        raise ValueError(f"{path} was not trained on a dataset: give --dataset=NAME")
+    keys = (SHAPE_KNOBS | {"dataset", "data_dir"}) - cfg.from_command_line
     changes = {key: trained[key] for key in keys}
     if trained["pooling"] != cfg.pooling and "max_patches" not in cfg.from_command_line:
-        changes["max_patches"] = 0  # the config file's is for other patches
+        changes["max_patches"] = 0  # the config file's value is for another kind of patch
     return dataclasses.replace(cfg, **changes)
 
 
 def find_dataset(cfg, machine, log):
-    """Without a `dataset` use the newest one for this tokenizer; without any, make the default."""
+    """If no dataset is named, use the newest for this tokenizer; if none exists, make stdlib."""
     if cfg.dataset:
         return
     newest = newest_dataset(cfg)
@@ -597,14 +603,14 @@ def find_dataset(cfg, machine, log):
     elif cfg.tokenizer == "bytes" and machine.world == 1:
         import prepare
 
-        log.say("there is no dataset yet; running: python prepare.py")
+        log.say("no dataset yet; running: python prepare.py")
         prepare.main([f"--data_dir={cfg.data_dir}"])
         cfg.dataset = "stdlib"
     else:
         command = "python prepare.py"
         if cfg.tokenizer == "gpt2":
             command += f" SOURCE --tokenizer=gpt2 --gpt2_vocab={cfg.gpt2_vocab}"
-        raise ValueError(f"no dataset for {cfg.tokenizer} in {cfg.data_dir}: {command} makes one")
+        raise ValueError(f"no dataset for {cfg.tokenizer} in {cfg.data_dir}: run {command}")
 
 
 def make_model(cfg, checkpoint):
@@ -620,32 +626,34 @@ def make_model(cfg, checkpoint):
             raise ValueError(f"{cfg.out_dir}/last.pt (commit {commit}): {e}") from None
     elif cfg.init_from:
         other, _, path = files.load_run(cfg.init_from)
-        for key in sorted(SHAPE):
+        for key in sorted(SHAPE_KNOBS):
             theirs = getattr(other.cfg, key)
             ours = getattr(cfg, key)
             if theirs != ours:
-                raise ValueError(f"{path} has {key}={theirs}, this config {ours}")
+                raise ValueError(
+                    f"{path} has {key}={theirs}, this config {ours}: they must be equal"
+                )
         model.load_state_dict(other.state_dict())
     return model
 
 
 def own_weights(objective):
-    """The weights that an objective has beside the model's: last.pt holds them, best.pt does not."""
+    """An objective's weights besides the model's. last.pt holds them, best.pt does not."""
     if not hasattr(objective, "model"):  # it is the model
         return {}
     return {k: w for k, w in objective.state_dict().items() if not k.startswith("model.")}
 
 
 def load_own_weights(objective, weights):
-    """The inverse, for resuming. ValueError if they are another objective's."""
-    # up to commit 1254c3f only next_patch had any, and its head was stored alone
+    """The inverse of own_weights. ValueError if they belong to another objective."""
+    # Up to commit 1254c3f only next_patch had any, and its head was stored alone.
     if set(weights) == {"weight"}:
         weights = {"head.weight": weights["weight"]}
     expected = own_weights(objective)
     if weights.keys() != expected.keys():
         raise ValueError(
-            f"last.pt has the objective's weights {sorted(weights)}, this code expects "
-            f"{sorted(expected)}: it was saved by other code"
+            f"last.pt: expected the objective's weights {sorted(expected)}, got {sorted(weights)}; "
+            "other code saved it: resume it with that"
         )
     objective.load_state_dict(weights, strict=False)
 
@@ -660,7 +668,7 @@ def load_optimizers(optimizers, states):
 
 
 def describe(cfg, argv, machine, model, source, is_compiled):
-    """What run.json says of a run."""
+    """The entries of run.json that do not change during the run."""
     return {
         "command": shlex.join(["train.py", *argv]),
         "config": dataclasses.asdict(cfg),
@@ -706,7 +714,7 @@ def save(checkpoint, path, machine):
 
 @contextlib.contextmanager
 def steps_are_saved(make_checkpoint, path, machine):
-    """A log that cannot be written (a full disk) does not cost the steps since the last save."""
+    """If the log cannot be written (a full disk), still save the steps since the last save."""
     try:
         yield
     except OSError:
@@ -716,7 +724,7 @@ def steps_are_saved(make_checkpoint, path, machine):
 
 
 def mean_over_processes(loss, objective, source, machine):
-    """The loss, what the objective watches and the source's figures, by name."""
+    """{name: mean} of the loss, the objective's watched figures and the source's figures."""
     names = ("loss", *getattr(objective, "watches", ()))
     figures = dict(zip(names, loss.flatten().tolist(), strict=False)) | source.figures()
     sums = machine.sum(list(figures.values()))
@@ -764,5 +772,5 @@ def best_line(best, best_step, newest, step, measure):
 if __name__ == "__main__":
     files.run_command(
         main,
-        out_of_memory="halve --micro_batch (no result changes); self-play: fewer --games, --spin_steps",
+        out_of_memory="halve --micro_batch (results stay the same), --games or --spin_steps",
     )

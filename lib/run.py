@@ -1,4 +1,4 @@
-"""What a training loop needs around it: a clock that all processes share, a log, a picture."""
+"""Around the training loop: a clock that all processes share, a log, and a picture."""
 
 import contextlib
 import json
@@ -14,9 +14,9 @@ RUN_FILES = ("run.json", "last.pt", "best.pt", "log.jsonl", "eval.json", "loss.p
 
 
 class Clock:
-    """Seconds of training, and the signals that end it; all processes agree on both.
+    """Seconds of training, and the signals that end it. All processes agree on both.
 
-    Evaluation and saving do not count, nor does the time in which the process was suspended.
+    Evaluation, saving, and time in which the process was suspended do not count.
     """
 
     def __init__(self, cfg, machine, elapsed=0.0, compile_seconds=0.0):
@@ -37,7 +37,7 @@ class Clock:
         self.tick()
 
     def tick(self):
-        """Add the time that has passed."""
+        """Add the time since the last tick."""
         now = time.perf_counter()
         passed = now - self.since
         if self.was_suspended:
@@ -45,7 +45,7 @@ class Clock:
             self.was_suspended = False
         self.last_step_seconds = passed
         self.since = now
-        # Every process follows rank 0's clock, and stops if any of them got a signal.
+        # All processes follow rank 0's clock, and stop if any of them got a signal.
         elapsed = self.elapsed + passed if self.machine.rank == 0 else 0.0
         self.elapsed, n_signals = self.machine.sum([elapsed, len(self.signals)])
         self.interrupted = n_signals > 0
@@ -57,7 +57,7 @@ class Clock:
         return self.elapsed / self.cfg.max_seconds
 
     def compile_share(self):
-        """The share of the run that compiling took; warm-up begins after it."""
+        """The share of the run spent compiling. Warm-up begins after it."""
         if self.cfg.max_steps:
             return 0.0
         return self.compile_seconds / self.cfg.max_seconds
@@ -86,19 +86,19 @@ class Clock:
 
     def on_signal(self, number, frame):
         if self.signals and number == signal.SIGINT:
-            raise KeyboardInterrupt("; the newest checkpoint is whole, --resume continues from it")
+            raise KeyboardInterrupt("; --resume continues from the newest checkpoint")
         self.signals.append(number)
         if self.machine.rank == 0:
-            print("stopping when all is saved; Ctrl-C again stops at once", flush=True)
+            print("saving, then stopping; Ctrl-C again stops at once", flush=True)
 
     def on_continue(self, number, frame):
         self.was_suspended = True
 
 
 class Log:
-    """log.jsonl (one JSON object per event), run.json (what, where, status) and stdout.
+    """log.jsonl (one JSON object per event), run.json (config, machine, status) and stdout.
 
-    Only rank 0 writes; in the other processes all of this does nothing.
+    Only rank 0 writes; in other processes the methods do nothing.
     """
 
     def __init__(self, out, is_writer, wandb_project=""):
@@ -126,9 +126,9 @@ class Log:
                 self.status("failed", self.step, self.elapsed)
 
     def begin(self, info, step, is_due):
-        """Empty the folder; or, to resume after `step`, cut the log there.
+        """Empty the folder; or, to resume after `step`, cut off the log there.
 
-        is_due: the evaluation of that step will be repeated.
+        is_due: the evaluation at that step will be repeated, so its old result is cut off, too.
         """
         self.info = info
         if not self.is_writer:
@@ -153,7 +153,7 @@ class Log:
             )
 
     def best(self, measure):
-        """The lowest figure of all evaluations so far, and its step."""
+        """-> (the lowest `measure` of all evaluations so far, its step)."""
         found = [(e[measure], e["step"]) for e in self.events if e["event"] == "eval"]
         return min(found, key=lambda pair: (pair[0], -pair[1]), default=(math.inf, 0))
 
@@ -184,14 +184,14 @@ class Log:
 
 
 def draw_losses(log, path):
-    """Training loss as a running mean over a twentieth of the run, and the loss on val."""
+    """Draw the training loss, as a running mean over a twentieth of the run, and the val loss."""
     from matplotlib.figure import Figure
 
     train = np.array([(e["step"], e["bpb"]) for e in log if e["event"] == "train"])
     val = np.array([(e["step"], e["bpb"]) for e in log if e["event"] == "eval"])
     if len(train) == 0 or len(val) == 0:  # somebody removed the log
         return
-    # a single step says more about its text than about the model
+    # The loss of a single step says more about its text than about the model.
     n = max(1, len(train) // 20)
     smooth = [train[max(0, i - n + 1) : i + 1, 1].mean() for i in range(len(train))]
 
@@ -202,7 +202,7 @@ def draw_losses(log, path):
     axes.plot(train[:, 0], smooth, color="tab:blue", label=label)
     label = f"sample of val {val[-1, 1]:.3f}"
     axes.plot(val[:, 0], val[:, 1], color="tab:orange", marker="o", ms=3, label=label)
-    # the first steps would flatten all others
+    # Leave out the first steps, which would flatten the rest.
     top = max(1.1 * max(val[:, 1]), 2 * min(smooth))
     axes.set_ylim(min(*smooth, *val[:, 1]) * 0.9, top)
     axes.set(xlabel="step", ylabel="bits per byte", title=path.parent.name)

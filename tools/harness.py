@@ -1,4 +1,4 @@
-"""A trained model in EleutherAI's lm-evaluation-harness (pip install lm-eval), with every task it has.
+"""A trained model in EleutherAI's lm-evaluation-harness (pip install lm-eval), with all its tasks.
 
 python -m tools.harness --model stlm --model_args model=out/demo --tasks blimp,arc_easy --limit 200
 """
@@ -25,57 +25,60 @@ from lib.machine import pick_device
 class Harness(LM):
     def __init__(self, model="", out_dir="", weights="best", device="auto", seed=1337, **ignored):
         super().__init__()
-        usable = device and (
-            "cuda" not in device or torch.cuda.is_available()
-        )  # (lm-eval's own default is cuda)
-        device = pick_device(device if usable else "auto")[0]
-        self.model, *_ = load_run(model or out_dir or newest_run(), weights, device)
+        # lm-evaluation-harness asks for cuda unless told otherwise
+        if not device or ("cuda" in device and not torch.cuda.is_available()):
+            device = "auto"
+        device, _ = pick_device(device)
+        self.model, _, _ = load_run(model or out_dir or newest_run(), weights, device)
         self.generator = torch.Generator().manual_seed(seed)
 
     def loglikelihood(self, requests):
-        """[(log p of the continuation in nats, whether it is what greedy decoding writes)], one for each request."""
-        items = {}  # the choices of one question stand together, so that its context is read once
+        """For each request (log p of the continuation in nats, would greedy decoding write it?)."""
+        # Group the choices of a question, so that their common context is read once.
+        numbers = {}
         for i, request in enumerate(requests):
-            items.setdefault((request.task_name, request.doc_id), []).append(i)
-        work = [
-            [tuple(text.encode() for text in requests[i].args) for i in item]
-            for item in items.values()
-        ]
+            numbers.setdefault((request.task_name, request.doc_id), []).append(i)
+        items = []
+        for group in numbers.values():
+            items.append([tuple(text.encode() for text in requests[i].args) for i in group])
         with tqdm(total=len(requests), desc="loglikelihood", disable=None) as bar:
-            scores = score(self.model, work, bar.update)
-        found = dict(
-            zip(
-                (i for item in items.values() for i in item),
-                (s for item in scores for s in item),
-                strict=True,
-            )
-        )
-        return [found[i] for i in range(len(requests))]
+            scores = score(self.model, items, bar.update)
+        results = [None] * len(requests)
+        for group, found in zip(numbers.values(), scores, strict=True):
+            for i, result in zip(group, found, strict=True):
+                results[i] = result
+        return results
 
     def loglikelihood_rolling(self, requests):
-        """[log p of a whole text in nats], in consecutive windows of the context."""
-        texts = (
-            Data.of_text(self.model.cfg, request.args[0].encode())
-            for request in tqdm(requests, disable=None)
-        )
-        return [
-            -bits_per_byte(self.model, data, self.model.cfg.block_size)["nats"] for data in texts
-        ]
+        """For each request log p of a whole text in nats, in consecutive windows of the context."""
+        results = []
+        for request in tqdm(requests, disable=None):
+            (text,) = request.args
+            data = Data.of_text(self.model.cfg, text.encode())
+            found = bits_per_byte(self.model, data, self.model.cfg.block_size)
+            results.append(-found["nats"])
+        return results
 
     def generate_until(self, requests):
-        """[text up to the first stop string]; a token of max_gen_toks counts as 4 bytes."""
+        """For each request the text up to its first stop string."""
         return [self.generate(*request.args) for request in tqdm(requests, disable=None)]
 
     def generate(self, context, options):
-        until, text = options.get("until") or [], b""
-        stops = [s.encode() for s in ([until] if isinstance(until, str) else until) if s]
-        most = options.get("max_gen_toks", 256) * (4 if self.model.cfg.tokenizer == "bytes" else 1)
+        stops = options.get("until") or []
+        if isinstance(stops, str):
+            stops = [stops]
+        stops = [stop.encode() for stop in stops if stop]
+        max_new = options.get("max_gen_toks", 256)
+        if self.model.cfg.tokenizer == "bytes":
+            max_new *= 4  # bytes in a token, roughly
         temperature = options.get("temperature", 0.0) if options.get("do_sample") else 0.0
         prompt = encode(self.model.cfg, context.encode())
-        for symbol in self.model.generate(prompt, most, temperature, generator=self.generator):
+        text = b""
+        for symbol in self.model.generate(prompt, max_new, temperature, generator=self.generator):
             text += decode(self.model.cfg, [symbol])
-            if found := [text.index(s) for s in stops if s in text]:
-                text = text[: min(found)]
+            ends = [text.index(stop) for stop in stops if stop in text]
+            if ends:
+                text = text[: min(ends)]
                 break
         return text.decode(errors="replace")
 
