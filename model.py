@@ -13,18 +13,18 @@ after it. Cheap local layers run at every byte:
       -> head            the embedding, transposed
 
 How this differs from GPT-2 (nanoGPT's model.py). Each item improved bits per byte or speed:
-- Bytes, not tokens: the vocabulary costs 256 rows, and every text is in it.
-- Pooling: where a patch ends is a rule of a few lines, not a tokenizer or a second model. The trunk
-  reads a patch's last byte and the sum of its bytes.
-- Local layers mix the last few bytes channel by channel, then apply SwiGLU (arXiv 2002.05202). No
-  attention at byte rate, and only a few vectors to remember while generating.
+- Bytes, not tokens: the vocabulary costs 256 rows and can spell every text.
+- Pooling: a rule of a few lines decides where a patch ends, not a tokenizer or a second model. The
+  trunk reads a patch's last byte and the sum of its bytes.
+- Local layers mix the last few bytes channel by channel, then apply SwiGLU (arXiv 2002.05202). They
+  need no attention at byte rate, and remember only a few vectors while generating.
 - Hashed n-gram embeddings: parameters that cost almost no compute (CANINE, arXiv 2103.06874; BLT,
   arXiv 2412.09871). All lengths share one table of many narrow rows, because a rare n-gram needs a
   row of its own more than it needs a wide one.
-- n-gram matches (`n_match`): each byte is told which byte followed when the last few were last
-  seen. This is an induction head that need not be learnt (arXiv 2401.12973; PAQ's match model).
+- n-gram matches (`n_match`): each byte learns which byte came next the last time the same few
+  bytes occurred. It is an induction head for free (arXiv 2401.12973; PAQ's match model).
 - Canon layers (`canon_reach`): attention and feed-forward also see the few positions before
-  (arXiv 2512.17351). Cheap; they help most where the trunk runs at every byte.
+  (arXiv 2512.17351). They are cheap, and help most if the trunk runs at every byte.
 - Weight tying beyond the embedding: `n_loop` runs the trunk several times with the same weights
   (Universal Transformer, arXiv 1807.03819); `share_ffn` uses one feed-forward in all blocks.
 - Rotary positions (arXiv 2104.09864), normalised queries and keys (arXiv 2010.04245), squared ReLU
@@ -48,7 +48,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-EOT = 0xFF  # separates documents; like PAD, a byte that never occurs in UTF-8
+EOT = 0xFF  # separates documents; like PAD, it never occurs in UTF-8
 PAD = 0xFE  # fills unused slots
 NONE = -1  # "no symbol": before the text began, or no match
 GPT2_VOCAB = 50257
@@ -59,10 +59,10 @@ IS_WORD[EOT] = False
 
 @dataclass
 class ModelConfig:
-    # --- model: what it reads and where patches end ---
+    # --- model: symbols and patches ---
     tokenizer: Literal["bytes", "gpt2"] = "bytes"  # gpt2: the BPE baseline, needs pooling=none
-    gpt2_vocab: int = GPT2_VOCAB  # for gpt2: use the first of its tokens, this many with EOT
-    pooling: Literal["none", "fixed", "space"] = "space"  # space: after words
+    gpt2_vocab: int = GPT2_VOCAB  # gpt2: use the first of its tokens, this many with EOT
+    pooling: Literal["none", "fixed", "space"] = "space"  # space: a patch ends after each word
     block_size: int = 512  # T: bytes (gpt2: tokens) of context in training
     max_patch: int = 16  # longest patch in bytes; with pooling=fixed the length of every patch
     max_patches: int = 0  # P: patches of context; 0: T (none), T/max_patch (fixed), T/4 (else)
@@ -70,14 +70,14 @@ class ModelConfig:
     n_layer: int = 6  # trunk blocks
     n_head: int = 6  # attention heads in a trunk block
     n_embd: int = 384  # C: trunk width
-    n_local_embd: int = 128  # E: local width; with pooling=none bytes are embedded at n_embd
+    n_local_embd: int = 128  # E: local width (pooling=none has no local layers)
     n_local_enc: int = 1  # local layers before the trunk
     n_local_dec: int = 2  # local layers after the trunk
     local_reach: int = 4  # bytes that a local layer sees, its own included
-    n_grams: int = 0  # how many hashed n-grams per byte: the last 2 bytes, the last 3, ...; 0: none
-    gram_rows: int = 32768  # rows of the table that all of them share
+    n_grams: int = 0  # hashed n-grams per byte: the last 2 bytes, the last 3, ...; 0: none
+    gram_rows: int = 32768  # rows of the table that all n-grams share
     gram_width: int = 32  # columns of that table, projected to E
-    n_match: int = 0  # n-gram matches: after the last 2 bytes (tokens: 1), 3 (2), 4 (3), 6, ...
+    n_match: int = 0  # n-gram matches: of the last 2 bytes (tokens: 1), 3 (2), 4 (3), 6, ...
     canon_reach: int = 1  # trunk positions that a Canon layer mixes; 1: no Canon layers
     # --- model: weight tying beyond the embedding ---
     n_loop: int = 1  # times the trunk runs, with the same weights
@@ -141,10 +141,10 @@ class ModelConfig:
 
 
 def norm(x):
-    """LayerNorm without weights, in autocast's dtype where autocast is on.
+    """LayerNorm without weights. Under autocast it returns autocast's dtype.
 
-    torch would give float32 there, and at byte rate moving float32 is slow. The residual stream
-    itself stays in float32: bfloat16 would round away the last small updates.
+    torch would return float32, and moving float32 at byte rate is slow. The residual stream itself
+    stays in float32: bfloat16 would round away the last small updates.
     """
     y = F.layer_norm(x, (x.size(-1),))
     device_type = x.device.type
@@ -206,7 +206,7 @@ def patch_parts(x, ends, P):
     B, T, E = x.shape
     patch = (ends.cumsum(dim=1) - ends.long()).clamp(max=P)  # (B, T) which patch a byte is in
 
-    # Sums first: with the look-up before them, torch 2.13's compiler loses its gradient on a CPU.
+    # Sums first: if the look-up came first, torch 2.13's compiler would lose its gradient on a CPU.
     slot = patch + (P + 1) * torch.arange(B, device=x.device)[:, None]
     sums = x.new_zeros(B * (P + 1), E)
     sums = sums.index_add(0, slot.flatten(), x.flatten(0, 1)).view(B, P + 1, E)
@@ -219,9 +219,9 @@ def patch_parts(x, ends, P):
 
 
 def matches(seen, lengths, T, window):
-    """What followed when the newest n symbols were last seen, for every n in `lengths`.
+    """The symbol that followed when the newest n symbols last occurred, for each n in `lengths`.
 
-    seen (B, N) -> (B, T, len(lengths)), for the last T positions. NONE where these n symbols never
+    seen (B, N) -> (B, T, len(lengths)), for the last T positions. NONE if these n symbols never
     occurred before, or more than `window` symbols ago.
     """
     longest = max(lengths)
@@ -229,7 +229,7 @@ def matches(seen, lengths, T, window):
     seen = seen[:, oldest:]
     N = seen.size(1)
 
-    # Key j hashes the n symbols that end at position j + longest - 1, starting from the newest.
+    # Key j hashes the n symbols that end at position j + longest - 1, from the newest one back.
     key = 0
     keys = []
     for n in range(1, longest + 1):
@@ -286,9 +286,9 @@ def newest_matches(seen, lengths, window):
 
 
 def rows_of(state, rows):
-    """The part of a state (see STLM.start) that belongs to the texts `rows`.
+    """The part of a state (see STLM.start) that belongs to some of its texts.
 
-    rows is a tensor of their indices, in which an index may come several times, or a mask.
+    rows: a tensor of their indices, which may repeat, or a mask
     """
     chosen = {}
     for key, value in state.items():
@@ -334,8 +334,8 @@ class Attention(nn.Module):
         H = self.n_head
         qkv = self.qkv(x).view(B, P, 3 * H, C // H)
         qk, v = qkv.split((2 * H, H), dim=2)
-        # Normalised, so that attention scores cannot grow with the weights; queries and keys
-        # together, because generation is bound by the number of calls. rope is float32.
+        # Normalised, so that attention scores cannot grow with the weights. Queries and keys
+        # together, because fewer calls make generation faster. rope is float32.
         qk = rotate(norm(qk), rope).to(v.dtype)
         q, k = qk.chunk(2, dim=2)  # (B, P, H, D) each
         if cache is None:
@@ -506,7 +506,7 @@ class STLM(nn.Module):
         self.vocab_size = 256 if cfg.tokenizer == "bytes" else cfg.gpt2_vocab
         self.eot = self.vocab_size - 1
         E = cfg.n_local_embd if self.pooled else cfg.n_embd
-        # drawn first, because layers draw numbers too when they are made
+        # Drawn first, because making a layer draws numbers, too.
         seed = int(torch.randint(2**62, (), device="cpu"))
 
         # embedding
@@ -527,20 +527,20 @@ class STLM(nn.Module):
             self.gate = nn.Linear(E, E, bias=False)
             self.decoder = nn.ModuleList(LocalLayer(cfg) for _ in range(cfg.n_local_dec))
 
-        # trunk; one dropout for all layers, so that its rate is set in one place
+        # trunk; all layers share one dropout, so that its rate is set in one place
         self.dropout = Dropout()
         self.blocks = nn.ModuleList(Block(cfg, self.dropout) for _ in range(cfg.n_layer))
         if cfg.share_ffn:
             for block in self.blocks[1:]:
                 block.feed_forward = self.blocks[0].feed_forward
 
-        # a look-up table; not saved, because it is no weight
+        # a look-up table, not saved
         self.register_buffer("is_separator", ~torch.tensor(IS_WORD), persistent=False)
         if not self.embed.weight.is_meta:
             self.reset_parameters(seed)
 
     def reset_parameters(self, seed):
-        """Random first weights: they follow from the seed and each tensor's name, not from their order."""
+        """Random first weights, which depend on the seed and each tensor's name alone."""
         for name, p in self.named_parameters():
             # Residual branches and n-grams start at zero: at first the model is its embedding.
             if name.endswith(".out.weight") or name == "grams.weight":
@@ -552,8 +552,8 @@ class STLM(nn.Module):
             else:
                 n_inputs = p[0].numel()
                 std = n_inputs**-0.5
-            # A generator of its own for each tensor, seeded with its name: new or reordered layers
-            # leave the first values of all others as they are.
+            # Each tensor has its own generator, seeded with its name: adding or moving layers does
+            # not change the first values of the others.
             digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
             generator = torch.Generator("cpu").manual_seed(int.from_bytes(digest[:7], "big"))
             values = torch.empty(p.shape, device="cpu").normal_(std=std, generator=generator)
@@ -565,9 +565,9 @@ class STLM(nn.Module):
     def patch_ends(self, idx, before=None, since=None):
         """Which bytes end a patch: idx (B, T) -> bool (B, T), and the new `since` (B,).
 
-        `since` counts the bytes after the last end, `before` (B,) is the symbol before idx. Without
-        them idx opens the text. Its first byte always ends a patch, so that every byte has a
-        finished patch to look at. No decision depends on a later byte.
+        `since` counts the bytes after the last end; `before` (B,) is the symbol before idx. Without
+        them the text begins with idx. The first byte of a text always ends a patch, so that every
+        byte has a finished patch to look at. No decision depends on a later byte.
         """
         if before is None:
             before = torch.full_like(idx[:, 0], NONE)
@@ -582,9 +582,9 @@ class STLM(nn.Module):
         elif self.cfg.pooling == "none":
             ends = torch.ones_like(idx, dtype=torch.bool)
         else:
-            raise ValueError(f"patch_ends has no rule for pooling={self.cfg.pooling!r}: add it")
+            raise ValueError(f"no rule for pooling={self.cfg.pooling!r}: add it to patch_ends")
 
-        # Longer patches are cut: a patch also ends every max_patch bytes after an end by the rule.
+        # Long patches are cut: a patch also ends every max_patch bytes after an end by the rule.
         t = torch.arange(idx.size(1), device=idx.device).expand_as(idx)
         last_end = torch.where(ends, t, -1 - since[:, None]).cummax(dim=1).values
         since = (t - last_end) % self.cfg.max_patch
@@ -593,7 +593,7 @@ class STLM(nn.Module):
     def embedding(self, idx, tail):
         """idx (B, T) -> (B, T, E): each symbol, its n-gram matches and its n-grams.
 
-        tail (B, M >= lookback) holds the symbols before idx, NONE where there are none yet.
+        tail (B, M >= lookback) holds the symbols before idx, and NONE before the text.
         """
         seen = torch.cat((tail, idx), dim=1)
         if self.match is None:
@@ -620,9 +620,9 @@ class STLM(nn.Module):
             exists = (found != NONE)[..., None]
             return (self.embed(found.clamp(min=0)) * scale * exists).sum(dim=2)
 
-        # In training these look-ups' backward takes a third of a step, unless they are one
+        # The backward of these look-ups would take a third of a training step. It is faster as one
         # embedding_bag over a table that holds the embedding once per scale. NONE looks up a row of
-        # zeros; there are 64 of those, because CUDA sums the gradients of one row in one thread.
+        # zeros. There are 64 of those, because CUDA sums the gradients of a row in one thread.
         table = (scale[:, None] * self.embed.weight).flatten(0, 1)  # ((1 + n_match) V, E)
         zeros = table.new_zeros(64, table.size(1))
         zero_row = len(table) + torch.arange(T, device=idx.device)[:, None] % 64
@@ -642,10 +642,10 @@ class STLM(nn.Module):
         keys = []
         for i in range(self.cfg.n_grams + 1):
             key = key + (seen[:, N - T - i : N - i] + 1) * power
-            # the same wrap-around for a number of Python's, which costs no call to torch
+            # wraps around like int64, without a call to torch
             power = (power * HASH + 2**63) % 2**64 - 2**63
             keys.append(key)
-        # Knuth's multiplicative hash spreads the keys over 32 bits, then over the table's rows.
+        # Knuth's multiplicative hash spreads the keys over 32 bits, then over the table.
         hashed = (torch.stack(keys[1:], dim=-1) * 2654435761) & 0xFFFFFFFF
         return (hashed * self.cfg.gram_rows) >> 32
 
@@ -656,12 +656,12 @@ class STLM(nn.Module):
         return x
 
     def pool_patches(self, last, sums):
-        """The trunk's input (B, P, C) from each patch's last byte and sum, (B, P, E) each."""
+        """The trunk's input (B, P, C), from the last byte and the sum of each patch, (B, P, E)."""
         return self.pool(torch.cat((norm(last), norm(sums)), dim=-1))
 
     def trunk(self, z, positions, past=None, cache=None):
         """All blocks, n_loop times: z (B, P, C), patches numbered `positions`, (P,) or (B, P)."""
-        # The same angles in all blocks: computed once per pass.
+        # All blocks use the same angles: compute them once per pass.
         rope = rotary(positions, self.cfg.n_embd // self.cfg.n_head)
         for _ in range(self.cfg.n_loop):
             for block in self.blocks:
@@ -669,7 +669,7 @@ class STLM(nn.Module):
         return norm(z)
 
     def mix(self, x, patch):
-        """Each byte x (B, T, E) takes its newest finished patch's vector, through a gate."""
+        """Add to each byte x (B, T, E) the vector of its newest finished patch, through a gate."""
         return x + patch * (1 + self.gate(norm(x)))
 
     def head(self, x):
@@ -689,9 +689,9 @@ class STLM(nn.Module):
     def hidden(self, idx, return_patches=False):
         """idx (B, T) -> (B, T, E), the input of the head.
 
-        Patches after the first P are dropped: their bytes look at patch P, and still count in the
-        loss. With `return_patches` also returns the trunk's input and output, (B, P, C) each, and
-        the number of real patches in each row (B,).
+        Patches after the first P are dropped; their bytes look at patch P and still count in the
+        loss. With `return_patches` it also returns the trunk's input and output, (B, P, C) each,
+        and the number of real patches in each row, (B,).
         """
         T = idx.size(1)
         P = self.cfg.n_patches
@@ -704,7 +704,7 @@ class STLM(nn.Module):
         x = self.local(self.encoder, x)
         ends, _ = self.patch_ends(idx)
         if idx.device.type == "cpu" and not torch.compiler.is_compiling():
-            # Skip slots that no row fills. In steps of 32: oneDNN keeps about 1 MB per new size.
+            # Skip slots that no row fills, in steps of 32: oneDNN keeps about 1 MB for each size.
             most = int(ends.sum(dim=1).max())
             P = min(P, 32 * math.ceil(most / 32))
         last, sums = patch_parts(x, ends, P)
@@ -726,9 +726,9 @@ class STLM(nn.Module):
     def start(self, n_texts):
         """The state before any text: a dict of tensors and lists of tensors, with a row per text.
 
-        `read` returns a new state. Returning to an earlier one undoes what was read since. A state
-        can be continued only once, because keys and values are written in place; to branch, copy
-        it with `rows_of`.
+        `read` returns a new state. To undo reading, return to an earlier state. A state can be
+        continued only once, because keys and values are written in place; to branch, copy it with
+        `rows_of`.
         """
         cfg = self.cfg
         weight = self.embed.weight
@@ -816,13 +816,13 @@ class STLM(nn.Module):
         if len(rows) == 0:
             return z, state
 
-        # gather what these texts have
+        # gather the caches and positions of these texts
         state = self.make_room(state, P)
         new = torch.arange(P, device=z.device)
         positions = state["n_patches"][rows, None] + new
         slots = state["n_cached"][rows, None] + new
         cache = KeyValueCache(state["keys_values"], rows, slots, self.cfg.n_patches)
-        # With one new patch per row all are real, and the count need not be looked at.
+        # With P = 1 every new patch is real, and no count is needed.
         past = Past([x[rows] for x in state["canon"]], count[rows] if P > 1 else None)
 
         # run
@@ -898,8 +898,8 @@ class STLM(nn.Module):
         texts = [[self.eot, *self.symbols(text)] for text in prompts]
         ends = [len(text) + max_new for text in texts]
 
-        # All texts are read together: first as much as the shortest prompt has, then symbol by
-        # symbol, where the longer prompts go on and the others take what is drawn.
+        # All texts are read together: first as many symbols as the shortest prompt has, then one
+        # symbol at a time, from the prompt while it lasts, then from the model.
         device = self.embed.weight.device
         state = self.start(len(texts))
         t = min(len(text) for text in texts)
@@ -932,19 +932,19 @@ class STLM(nn.Module):
             )
         return text
 
-    # --- sharing. You may stop reading here: what follows saves and loads weights ---
-    # As safetensors and JSON: they load anywhere, and loading them runs no code.
+    # --- sharing. You may stop reading here: the rest saves and loads weights ---
+    # As safetensors and JSON, which load anywhere and run no code.
 
     @classmethod
     def with_weights(cls, cfg, weights):
-        """A model in eval mode that uses these tensors; no others are made first.
+        """A model in eval mode that uses these tensors directly; nothing is initialised first.
 
         ValueError if a tensor is missing, unknown or of another shape.
         """
         with torch.device("meta"):
             model = cls(cfg)
         model.load_state_dict(fitting_weights(model, weights), assign=True)
-        # Buffers that are not saved are still without data.
+        # Buffers that are not saved have no data yet.
         device = model.embed.weight.device
         model.is_separator = ~torch.tensor(IS_WORD, device=device)
         model.dropout.rate = torch.zeros((), device=device)
@@ -978,7 +978,7 @@ class STLM(nn.Module):
                     continue
                 if f"{key}.scale" in stored:
                     w = unpack(key, w, stored[f"{key}.scale"], shapes.get(key))
-                # Buffers may hold whole numbers or booleans: those stay what they are.
+                # Somebody's buffers may hold integers or booleans: keep their dtype.
                 if w.is_floating_point():
                     w = w.float()
                 weights[key] = w
@@ -1022,11 +1022,11 @@ class STLM(nn.Module):
         for field in dataclasses.fields(ModelConfig):
             config[field.name] = getattr(self.cfg, field.name)
         config["about"] = self.about | {"bits": bits}
-        card = card or "`STLM.from_pretrained` in model.py loads it."
+        card = card or "Load it with `STLM.from_pretrained` in model.py."
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        # Not in place: this model's weights may still be read from the old file.
+        # Not in place: this model may still read its weights from the old file.
         new = folder / "model.safetensors.tmp"
         new.write_bytes(save(tensors))
         new.replace(folder / "model.safetensors")
@@ -1035,7 +1035,7 @@ class STLM(nn.Module):
         (folder / "model.py").write_bytes(Path(__file__).read_bytes())
 
     def saved_tensors(self):
-        """Yield (name, tensor) of all parameters and saved buffers; a shared one comes once."""
+        """Yield (name, tensor) of all parameters and saved buffers, a shared one once."""
         seen = set()
         for name, w in self.state_dict(keep_vars=True).items():
             if id(w) not in seen:
@@ -1043,7 +1043,7 @@ class STLM(nn.Module):
                 yield name, w.detach()
 
     def push_to_hub(self, name, bits=32, card=""):
-        """save_pretrained to USER/NAME on the Hub, made if missing. Run `hf auth login` first."""
+        """save_pretrained to USER/NAME on the Hub. Run `hf auth login` first."""
         from huggingface_hub import create_repo, upload_folder
 
         with tempfile.TemporaryDirectory() as folder:
@@ -1052,11 +1052,11 @@ class STLM(nn.Module):
             upload_folder(repo_id=name, folder_path=folder)
 
 
-OTHER_CODE = "the weights were saved by other code: use the model.py that was saved with them"
+OTHER_CODE = "the weights were saved by other code: use the model.py in their folder"
 
 
 def fitting_weights(model, weights):
-    """The tensors of a saved model under today's names. ValueError that names one that does not fit."""
+    """A saved model's tensors under today's names. ValueError if one does not fit."""
     weights = current_names(model.cfg, weights)
     expected = model.state_dict()
     for name, w in expected.items():
@@ -1072,15 +1072,16 @@ def fitting_weights(model, weights):
 def check_shape(name, found, expected):
     if tuple(found) != tuple(expected):
         raise ValueError(
-            f"{name} has the shape {tuple(found)}, this code expects {tuple(expected)}; {OTHER_CODE}"
+            f"{name} has the shape {tuple(found)}, this code expects {tuple(expected)}; "
+            f"{OTHER_CODE}"
         )
 
 
 def current_names(cfg, weights):
-    """The tensors of a saved model under today's names.
+    """A saved model's tensors under today's names.
 
-    Before there were blocks, their parts were lists: attention.3.qkv.weight, canon.7.weight. A
-    shared feed-forward is stored once.
+    Up to commit 1254c3f the parts of blocks were separate lists: attention.3.qkv.weight,
+    canon.7.weight. A shared feed-forward is stored once.
     """
     renamed = {}
     for name, w in weights.items():
@@ -1100,9 +1101,9 @@ def current_names(cfg, weights):
 
 
 def pack(w, bits):
-    """Round a matrix to whole numbers of 8 or 4 bits. Returns them, and a scale per group.
+    """Round a matrix to integers of 8 or 4 bits. Returns them, and a scale per group.
 
-    A group is a row with 8 bits, 64 weights with 4, which are stored two to a byte.
+    With 8 bits a group is a row. With 4 bits it is 64 weights, stored two to a byte.
     """
     if bits == 8:
         groups = w
