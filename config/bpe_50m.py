@@ -1,7 +1,8 @@
-"""50M parameters, GPT-2's tokenizer: the same recipe as stlm_50m, without its n-gram table, for 50257 tokens.
+"""50M parameters with GPT-2's tokenizer: stlm_50m's recipe on tokens, without the n-gram table.
 
-Nearly half the parameters are the (tied) embedding of 50257 tokens, which leaves 11 layers, 448 wide. A token is about
-4.4 bytes, so 1024 tokens see as much text as 4500 bytes do. Its data: python prepare.py SOURCE --tokenizer=gpt2
+Nearly half of the parameters are the tied embedding of 50257 tokens, which leaves 11 layers, 448
+wide. A token is about 4.4 bytes, so a context of 1024 tokens covers as much text as 4500 bytes.
+Prepare its data with: python prepare.py SOURCE --tokenizer=gpt2
 """
 
 max_steps = 20000

@@ -1,7 +1,8 @@
-"""The first run: 3 minutes on a laptop's CPU. On Python's own standard library it then writes Python-looking text.
+"""The first run: in 3 minutes a laptop's CPU learns to write text that looks like Python.
 
-About a million parameters in nearly the shape of the large configs: bytes, patches that end with words, a
-small trunk, a table of hashed n-grams, six n-gram matches.
+The training text is Python's own standard library. The model has about a million parameters and
+nearly the shape of the large configs: bytes, patches that end with words, a small trunk, a table of
+hashed n-grams, and six n-gram matches.
 """
 
 max_seconds = 180

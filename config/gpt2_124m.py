@@ -1,6 +1,7 @@
-"""GPT-2's smallest shape (12 layers, 768 wide, 50257 tokens), with our recipe: twelve times stlm_10m's parameters.
+"""GPT-2's smallest shape (12 layers, 768 wide, 50257 tokens) with our recipe.
 
-The body has 85M parameters, the tied embedding 38.6M; there is no table of positions (they are rotary), hence 123.6M.
+It has twelve times the parameters of stlm_10m: 85M in the layers and 38.6M in the tied embedding.
+Positions are rotary, so there is no table for them, and the sum is 123.6M.
 """
 
 from config.bpe_50m import *

@@ -1,8 +1,9 @@
-"""10M parameters, no pooling: what stlm_10m has to beat.
+"""10M parameters without pooling: the baseline for stlm_10m.
 
-A plain byte transformer with all the other improvements (Muon, Canon layers, n-gram matches, rotary positions, ReLU^2,
-a tied embedding) except the n-gram table: its layers get those parameters.
-Each byte pays for the whole trunk, so it reads several times fewer bytes in the same time than its pooled twin.
+A plain byte transformer with all other improvements (Muon, Canon layers, n-gram matches, rotary
+positions, ReLU^2, a tied embedding) except the n-gram table, whose parameters go to the layers.
+Every byte pays for the whole trunk, so in the same time it reads several times fewer bytes than its
+pooled twin.
 """
 
 from config.stlm_10m import *

@@ -1,9 +1,10 @@
-"""Tiny Shakespeare in 110 seconds on 2 CPU cores, with a tenth of the parameters of nanoGPT's CPU recipe.
+"""Tiny Shakespeare in 110 seconds on 2 CPU cores, with a tenth of nanoGPT's CPU parameters.
 
-Pooled at spaces, so that the trunk runs at every fifth byte: one narrow layer, run twice. Local layers are wider, and
-there is a small table of hashed n-grams: at this size the byte level does most of the work, and every trial that moved
-parameters from the trunk to the local layers won. A million bytes are read ten times over: weight decay pays, but so
-small a model needs no dropout. Its data: python prepare.py shakespeare
+Patches end at spaces, so the trunk runs at every fifth byte: one narrow layer, run twice. The local
+layers are wider, and there is a small table of hashed n-grams. At this size the byte level does
+most of the work: every trial that moved parameters from the trunk to the local layers won. A
+million bytes are read ten times, so weight decay helps, but a model this small needs no dropout.
+Prepare its data with: python prepare.py shakespeare
 """
 
 dataset = "shakespeare"

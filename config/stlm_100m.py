@@ -1,6 +1,6 @@
-"""100M parameters, pooled at spaces: the largest of the family, still smaller than GPT-2's smallest.
+"""100M parameters, pooled at spaces: the largest of the family, smaller than the smallest GPT-2.
 
-The same shape as stlm_50m, deeper and wider: a trunk of 9 layers, 832 wide, and local layers of 512.
+The shape of stlm_50m, deeper and wider: a trunk of 9 layers, 832 wide, and local layers of 512.
 """
 
 from config.stlm_50m import *

@@ -1,15 +1,18 @@
-"""10M parameters, pooled at spaces: as many as nanoGPT on Shakespeare has, reading several times more text per second.
+"""10M parameters, pooled at spaces: nanoGPT's size on Shakespeare, at several times its speed.
 
-The trunk (4 layers, 320 wide) runs once per word-like patch, about every sixth byte; three local layers, 416 wide, run
-at every byte. Six n-gram matches say what followed when the last bytes were last seen. A table of hashed n-grams holds
-what short byte sequences mean, at next to no compute. Where text is read many times (a GPU reads 78 MB ten times in
-minutes) a large table learns it by heart, so this one has 1M, and a third of what was the trunk is in the local layers:
-in small, with text read eight times, that was worth more than anything else (EXPERIMENTS.md). Weight decay and dropout
-are for such text; what is read once wants --dropout=0 --weight_decay=0, and on a CPU a larger table.
+The trunk (4 layers, 320 wide) runs once per word-like patch, about every sixth byte; three local
+layers, 416 wide, run at every byte. Six n-gram matches tell each byte what came next the last time.
+A table of hashed n-grams stores what short byte sequences mean, at almost no compute.
+
+If text is read many times (a GPU reads 78 MB ten times in minutes), a large table memorises it. So
+this table has only 1M parameters, and a third of the former trunk is in the local layers. In a
+small trial, with text read eight times, that helped more than anything else (EXPERIMENTS.md).
+Weight decay and dropout are for such text, too. For text that is read once use --dropout=0
+--weight_decay=0, and on a CPU a larger table.
 """
 
 max_steps = 20000
-# model: 9.9M, of which 1.2M in the table
+# model: 9.9M parameters, 1.2M of them in the table
 block_size = 4096
 max_patches = 896
 n_layer = 4

@@ -1,4 +1,7 @@
-"""50M parameters, no pooling: what stlm_50m has to beat, with all the other improvements except the n-gram table."""
+"""50M parameters without pooling: the baseline for stlm_50m.
+
+It has all the other improvements except the n-gram table.
+"""
 
 from config.stlm_50m import *
 

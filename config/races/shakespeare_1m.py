@@ -1,7 +1,8 @@
-"""Tiny Shakespeare with a tenth of the parameters of nanoGPT's GPU recipe (10.65M, 1.4697 nats), in minutes on a CPU.
+"""Tiny Shakespeare in minutes on a CPU, with a tenth of the parameters of nanoGPT's GPU recipe.
 
-The shape of shakespeare_800k with wider local layers: more n-gram rows would learn the text by heart. It is read ten
-times over, so it takes twice the dropout; steps, not seconds, because how often it is read decides when it overfits.
+(10.65M parameters, 1.4697 nats.) The shape of shakespeare_800k with wider local layers; more n-gram
+rows would memorise the text. The text is read ten times, so dropout is doubled. The length is in
+steps, not seconds, because overfitting depends on how often the text is read.
 """
 
 from config.shakespeare_800k import *

@@ -1,4 +1,4 @@
-"""Tiny Shakespeare in 110 seconds on 2 CPU cores, with a twentieth of the parameters of nanoGPT's CPU recipe.
+"""Tiny Shakespeare in 110 seconds on 2 CPU cores, with a twentieth of nanoGPT's CPU parameters.
 
 The shape of shakespeare_80k, narrower: local layers of 32 and a trunk of 16.
 """

@@ -1,9 +1,10 @@
-"""Tiny Shakespeare, 800k, with a teacher: is a better model's opinion worth more than the text alone?
+"""Tiny Shakespeare, 800k, with a teacher: is a better model's opinion worth more than the text?
 
-As shakespeare_800k, but half of the loss is the distance to what a trained model thinks of the next byte (arXiv
-1503.02531). Where text is read several times, the byte that came is soon known, and the other 255 likelihoods still
-have something to say (arXiv 2509.14786). The teacher reads every batch, too, which costs time at each step, and its own
-training is to be counted: python train.py config/shakespeare_1m.py comes first. 1.432 against 1.454 nats.
+shakespeare_800k, but half of the loss is the distance to a trained model's distribution of the next
+byte (arXiv 1503.02531). If text is read several times, the next byte is soon known, but the other
+255 probabilities still carry information (arXiv 2509.14786). The teacher also reads every batch,
+which takes time, and its own training counts: run python train.py config/shakespeare_1m.py first.
+Result: 1.432 against 1.454 nats.
 """
 
 from config.shakespeare_800k import *

@@ -1,6 +1,6 @@
-"""Tiny Shakespeare in 110 seconds, plain bytes at a tenth of nanoGPT's size: what shakespeare_80k has to beat.
+"""Tiny Shakespeare in 110 seconds, plain bytes: the baseline for shakespeare_80k.
 
-Two layers that run twice, 48 wide, with Canon layers and a small table of hashed n-grams.
+Two layers, 48 wide, run twice, with Canon layers and a small table of hashed n-grams.
 """
 
 from config.shakespeare_80k import *
