@@ -14,6 +14,7 @@ appears when it is complete.
 
 import contextlib
 import errno
+import functools
 import hashlib
 import itertools
 import json
@@ -148,7 +149,7 @@ def find_val_sources(sources, cfg):
 
 
 def plan(out, words, sources, val_sources, cfg):
-    """Print the plan and check that it can work.
+    """Print the plan.
 
     Returns how many bytes of text to take at most, 0 for all; and the expected size, or None.
     """
@@ -175,14 +176,6 @@ def plan(out, words, sources, val_sources, cfg):
 
     if total and cap:
         total = min(total, cap)
-    data_dir = Path(cfg.data_dir)
-    data_dir.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(data_dir).free
-    if total and total > free:
-        raise ValueError(
-            f"the disk of {data_dir} has {human(free)} free, this needs about {human(total)}: "
-            "make room, or give --max_bytes"
-        )
     return cap, total
 
 
@@ -270,72 +263,54 @@ class Split:
 
 def fill(train, val, sources, val_sources, cap, val_fraction):
     """Send every document to a split. Returns (the rule in words, the lowest hash seen)."""
-    documents = itertools.chain.from_iterable(source.documents() for source in sources)
-    left = cap or math.inf
-    if val_sources:
-        fill_val(val, val_sources)
-        for document in documents:
-            if left <= 0:
-                break
-            pieces, _ = cut_at(left, document())
-            left -= train.add(pieces)
-        return "a validation split of its own", 1.0
-    first = list(itertools.islice(documents, FEW))
-    documents = itertools.chain(first, documents)
-    if len(first) < FEW:
-        fill_by_position(train, val, documents, left, val_fraction)
-        share = 1 - val_fraction
-        rule = f"{len(first)} documents, fewer than {FEW}: each cut at {share:g} of its length"
-        return rule, 1.0
-    lowest = fill_by_hash(train, val, documents, left, val_fraction)
-    return f"by the hash of each document, {val_fraction:.3g} of them to val", lowest
-
-
-def fill_val(val, val_sources):
     for source in val_sources:
-        for document in source.documents():
-            if val.bytes >= VAL_CAP:
-                break
-            pieces, _ = cut_at(VAL_CAP - val.bytes, document())
-            val.add(pieces)
-
-
-def fill_by_position(train, val, documents, left, val_fraction):
-    """The end of each document goes to val."""
-    for document in documents:
-        if left <= 0:
-            break
-        pieces, _ = cut_at(left, document())
-        size, _ = measure(pieces)
-        border = max(int(size * (1 - val_fraction)), size - VAL_CAP + val.bytes)
-        pieces, _ = cut_at(left, document())
-        before, after = cut_at(border, pieces)
-        train.add(before)
-        val.add(after)
-        left -= size
-
-
-def fill_by_hash(train, val, documents, left, val_fraction):
-    """Documents with a hash of at most val_fraction go to val. Returns the lowest hash."""
-    lowest = 1.0
+        for pieces, _, _ in limited(source.documents(), VAL_CAP - val.bytes):
+            val.add(pieces())
+    documents = itertools.chain.from_iterable(source.documents() for source in sources)
+    first = list(itertools.islice(documents, FEW))
+    rule = ""
     in_val = set()
+    lowest = 1.0
+    for pieces, size, number in limited(itertools.chain(first, documents), cap or math.inf):
+        if val_sources:
+            rule = "a validation split of its own"
+            train.add(pieces())
+        elif len(first) < FEW:
+            share = 1 - val_fraction
+            rule = f"{len(first)} documents, fewer than {FEW}: each cut at {share:g} of its length"
+            before, after = cut_at(max(int(size * share), size - VAL_CAP + val.bytes), pieces())
+            train.add(before)
+            val.add(after)
+        else:
+            rule = f"by the hash of each document, {val_fraction:.3g} of them to val"
+            lowest = min(lowest, number)
+            if number <= val_fraction and val.bytes + size <= VAL_CAP:
+                in_val.add(number)
+                val.add(pieces())
+            # Once val is full, a copy of one of its documents must not get into train.
+            elif number not in in_val:
+                train.add(pieces())
+    return rule, lowest
+
+
+def limited(documents, cap):
+    """Yield (document, size, hash as a number from 0 to 1) of documents with text.
+
+    Together they have `cap` bytes; the last one is cut there.
+    """
     for document in documents:
-        if left <= 0:
-            break
-        pieces, _ = cut_at(left, document())
-        size, document_hash = measure(pieces)
-        if not size:
-            continue
-        lowest = min(lowest, document_hash)
-        pieces, _ = cut_at(left, document())
-        if document_hash <= val_fraction and val.bytes + size <= VAL_CAP:
-            in_val.add(document_hash)
-            val.add(pieces)
-        # Once val is full, a copy of one of its documents must not get into train.
-        elif document_hash not in in_val:
-            train.add(pieces)
-        left -= size
-    return lowest
+        if cap <= 0:
+            return
+        pieces = functools.partial(beginning, document, cap)
+        size, number = measure(pieces())
+        if size:
+            yield pieces, size, number
+        cap -= size
+
+
+def beginning(document, n):
+    pieces, _ = cut_at(n, document())
+    return pieces
 
 
 def measure(pieces):

@@ -414,32 +414,18 @@ class TextSource:
                 f"block_size={T} needs at least {T + 1}"
             )
         self.n_rows = cfg.batch_bytes // T  # in a step, over all processes
-        self.share = self.n_rows // machine.world  # of this process
+        unit = T * machine.world
+        if cfg.batch_bytes % unit != 0:
+            # a resumed run keeps its batch_bytes
+            nearest = max(1, round(cfg.batch_bytes / unit)) * unit
+            fewer = max(n for n in range(1, machine.world + 1) if self.n_rows % n == 0)
+            remedy = f"{fewer} processes" if cfg.resume else f"--batch_bytes={nearest}"
+            raise ValueError(
+                f"batch_bytes={cfg.batch_bytes} must be a multiple of {unit} (block_size={T} x "
+                f"{machine.world} processes); try {remedy}"
+            )
+        self.share = self.n_rows // machine.world  # rows of this process
         self.micro_batch = machine.rows_per_pass(self.share, cfg.micro_batch, T)
-        self.check_batch()
-
-    def check_batch(self):
-        """ValueError, with a remedy, unless processes and passes can share a step's rows evenly."""
-        cfg = self.cfg
-        T = cfg.block_size
-        world = self.machine.world
-        unit = self.micro_batch * world * T
-        if cfg.batch_bytes % unit == 0:
-            return
-        ways = []
-        # a resumed run keeps its batch_bytes
-        if not cfg.resume:
-            ways.append(f"--batch_bytes={max(1, round(cfg.batch_bytes / unit)) * unit}")
-        if cfg.batch_bytes % T == 0 and self.n_rows % world == 0:
-            smaller = [n for n in range(1, self.micro_batch) if self.share % n == 0]
-            ways.append(f"--micro_batch={max(smaller)}")
-        elif cfg.batch_bytes % T == 0:
-            fewer = [n for n in range(1, world) if self.n_rows % n == 0]
-            ways.append(f"{max(fewer)} processes")
-        raise ValueError(
-            f"batch_bytes={cfg.batch_bytes} must be a multiple of {unit} (block_size={T} x {world} "
-            f"processes x micro_batch={self.micro_batch}); try {' or '.join(ways)}"
-        )
 
     def rows(self, step):
         """This process's rows of a step, on its device: (n_rows / world, T + 1)."""
@@ -498,8 +484,8 @@ class TextSource:
         n = self.micro_batch
         world = self.machine.world
         lines = [
-            f"a step: {self.share // n} x {n} rows x {T} x {world} processes = "
-            f"{self.cfg.batch_bytes:,} of {len(self.train.symbols):,} symbols"
+            f"a step: {self.cfg.batch_bytes:,} of {len(self.train.symbols):,} symbols, in "
+            f"{world} processes x {self.share} rows x {T}, at most {n} rows at once"
         ]
         # A low max_patches costs quality, and is easy to miss.
         idx, _ = self.at(step, 0.0)

@@ -49,7 +49,7 @@ class Config(ModelConfig):
     max_seconds: float = 0.0  # training time: includes compiling, excludes evaluation and saving
     # --- batch ---
     batch_bytes: int = 16384  # bytes (gpt2: tokens) in one optimizer step, over all processes
-    micro_batch: int = 0  # most rows in one pass of one process (a CPU may take fewer); 0: all
+    micro_batch: int = 0  # most rows in one pass of one process, for less memory; 0: all
     # --- optimizer: Muon for the matrices, AdamW for embeddings, tables and Canon layers ---
     muon_lr: float = 0.02  # peak learning rate of Muon
     adam_lr: float = 0.005  # peak learning rate of AdamW

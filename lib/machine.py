@@ -59,14 +59,16 @@ class Machine:
         """How many of this process's `share` of rows, T symbols each, go through the model at once.
 
         `wanted` of them; 0 means all. On a CPU at most 8,192 symbols: that is as fast and takes
-        less memory. It must divide the rows; if no divisor comes close, all rows go at once.
+        less memory.
         """
         rows = max(1, min(wanted or share, share))
-        most = max(1, 8192 // T) if self.device.type == "cpu" else rows
-        fits = max(n for n in range(1, rows + 1) if rows % n == 0 and n <= most)
-        if 4 * fits <= min(most, rows):
-            return rows
-        return fits
+        if self.device.type == "cpu":
+            rows = min(rows, max(1, 8192 // T))
+        # Passes of one size, if that takes no more than twice as many: one size compiles once.
+        for smaller in range(rows, rows // 2, -1):
+            if share % smaller == 0:
+                return smaller
+        return rows
 
     def mfu(self, flops_per_second):
         """These FLOP/s as a share of the peak of all devices, or None if the peak is unknown."""

@@ -193,18 +193,17 @@ def draw_losses(log, path):
         return
     # The loss of a single step says more about its text than about the model.
     n = max(1, len(train) // 20)
-    smooth = [train[max(0, i - n + 1) : i + 1, 1].mean() for i in range(len(train))]
+    mean = np.convolve(train[:, 1], np.ones(n) / n, mode="valid")
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     axes.plot(train[:, 0], train[:, 1], color="tab:blue", alpha=0.25, lw=1)
-    label = f"training {smooth[-1]:.3f} (running mean)"
-    axes.plot(train[:, 0], smooth, color="tab:blue", label=label)
+    axes.plot(train[n - 1 :, 0], mean, color="tab:blue", label=f"training {mean[-1]:.3f} (mean)")
     label = f"sample of val {val[-1, 1]:.3f}"
     axes.plot(val[:, 0], val[:, 1], color="tab:orange", marker="o", ms=3, label=label)
     # Leave out the first steps, which would flatten the rest.
-    top = max(1.1 * max(val[:, 1]), 2 * min(smooth))
-    axes.set_ylim(min(*smooth, *val[:, 1]) * 0.9, top)
+    lowest = min(mean.min(), val[:, 1].min())
+    axes.set_ylim(0.9 * lowest, max(1.1 * val[:, 1].max(), 2 * lowest))
     axes.set(xlabel="step", ylabel="bits per byte", title=path.parent.name)
     axes.grid(alpha=0.3)
     axes.legend()

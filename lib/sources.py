@@ -15,7 +15,7 @@ import itertools
 import json
 import os
 import re
-import shutil
+import socket
 import sysconfig
 import urllib.parse
 import urllib.request
@@ -163,16 +163,9 @@ class Source:
             return
         folder.mkdir(exist_ok=True)
         path = folder / (Path(urllib.parse.urlparse(self.remote).path).name or "text")
-        with (
-            reached(self.remote),
-            urllib.request.urlopen(self.remote, timeout=10) as answer,
-            path.open("wb") as file,
-        ):
-            shutil.copyfileobj(answer, file)
-            expected = answer.headers.get("Content-Length")
-            n = file.tell()
-            if expected and n != int(expected):
-                raise OSError(f"{n} of {expected} bytes arrived")
+        socket.setdefaulttimeout(10)
+        with reached(self.remote):
+            urllib.request.urlretrieve(self.remote, path)
         self.files = [path]
 
     def documents(self):

@@ -128,8 +128,7 @@ def test_what_is_left_of_a_run_is_used_and_said(run_folder, capsys):
     _, checkpoint, path = load_run(run_folder, "best")
     assert path.name == "last.pt" and checkpoint["step"] == 6
     assert (
-        "best.pt cannot be used" in (said := capsys.readouterr().err)
-        and "last.pt is used instead" in said
+        "best.pt cannot be used" in (said := capsys.readouterr().err) and "last.pt instead" in said
     )
     sample.main([f"--out_dir={run_folder}", "--max_new_bytes=5", "--device=cpu"])
     train.main(
@@ -287,7 +286,7 @@ def test_lines_that_are_no_event_are_named_and_left_out(run_folder, capsys):
     assert len(read_log(path)) == len(lines)
     said = capsys.readouterr().err
     assert all(
-        f"log.jsonl, line {n} is no event" in said for n in (3, 4, 5, 6, 7, 8, len(lines) + 7)
+        f"log.jsonl, line {n} is not an event" in said for n in (3, 4, 5, 6, 7, 8, len(lines) + 7)
     )
     train.main([f"--out_dir={run_folder}", "--resume", "--max_steps=7"])
     assert [e["event"] for e in read_log(path)].count(
@@ -387,8 +386,7 @@ def test_passes_and_rates_may_change_on_resume_and_the_advice_is_taken(
         for g in o["param_groups"]
     ]
     assert {g["peak_lr"] for g in groups} == {0.001, 0.0005}
-    with pytest.raises(ValueError, match=r"micro_batch=3.*try --micro_batch=2$"):
-        train.main(["--max_steps=4", "--resume", "--micro_batch=3", out])
+    train.main(["--max_steps=4", "--resume", "--micro_batch=3", out])
 
     class Three(Machine):
         def __init__(self):

@@ -291,8 +291,7 @@ def test_the_models_in_the_clone_write_text(tmp_path):
         ).exists()
     done = run("sample.py", "--max_new_bytes=80", "--prompt=ROMEO:", cwd=tmp_path)
     assert (
-        "using results/models/shakespeare_80k" in done.stderr
-        and "python train.py" in done.stderr
+        "using results/models/shakespeare_80k" in done.stderr and "python train.py" in done.stderr
     )
     same = run(
         "sample.py",
