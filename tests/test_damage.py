@@ -135,7 +135,7 @@ def test_what_is_left_of_a_run_is_used_and_said(run_folder, capsys):
         [f"--out_dir={run_folder}", "--resume", "--max_steps=7"]
     )  # a broken best.pt does not matter
     (run_folder / "last.pt").write_bytes(b"broken")
-    with pytest.raises(ValueError, match=r"last.pt cannot be used.*best.pt is left: --init_from"):
+    with pytest.raises(ValueError, match=r"last.pt cannot be used.*best.pt still exists, --init_from"):
         train.main([f"--out_dir={run_folder}", "--resume", "--max_steps=9"])
 
 
