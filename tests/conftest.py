@@ -1,4 +1,4 @@
-"""Shared: a small dataset in the format of prepare.py, and the arguments of a run that takes seconds."""
+"""All tests share a small dataset in the format of prepare.py and the arguments of a short run."""
 
 import hashlib
 import json
@@ -34,21 +34,22 @@ WORDS = [
 ]
 
 
-# the models of the tests are tiny; and where other work keeps a core busy, two threads wait for each other
+# The tests use tiny models. When other work keeps a core busy, two threads wait for each other.
 torch.set_num_threads(1)
 
-# a shell has its background jobs ignore Ctrl-C, and what they start inherits that; here scripts are interrupted
+# A shell makes its background jobs ignore Ctrl-C, and their children inherit that.
+# These tests interrupt scripts, so restore the handler.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser):
     parser.addoption(
-        "--device", default="cpu", help="where the laws of test_model.py are tried: cpu, cuda, mps"
+        "--device", default="cpu", help="where to try the laws of test_model.py: cpu, cuda, mps"
     )
 
 
 def write_dataset(folder, train, val):
-    """train, val: bytes with EOT between documents -> folder/{train,val}.bin and meta.json."""
+    """Write folder/{train,val}.bin and meta.json from bytes that have EOT between documents."""
     folder.mkdir(parents=True)
     meta = {"name": folder.name, "tokenizer": "bytes", "dtype": "uint8", "vocab_size": 256}
     for split, text in (("train", train), ("val", val)):
@@ -65,7 +66,7 @@ def write_dataset(folder, train, val):
 
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory):
-    """data/words: sentences of common words, documents with EOT between."""
+    """The folder of a dataset, words: documents of common words with EOT between them."""
     rng = np.random.default_rng(0)
     documents = [" ".join(rng.choice(WORDS, 60)).encode() + b".\n" for _ in range(80)]
     folder = tmp_path_factory.mktemp("data")
@@ -97,7 +98,7 @@ def small(data_dir):
 
 
 def run(script, *args, check=True, **kwargs):
-    """Run one of the project's commands as a user does: train.py, tools.share, ..."""
+    """Run one of the project's commands as a user does, such as train.py or tools.share."""
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | kwargs.pop("env", {})
     program = ["-m", script] if str(script).startswith("tools.") else [str(ROOT / script)]
     command = [sys.executable, *program, *map(str, args)]
@@ -107,7 +108,7 @@ def run(script, *args, check=True, **kwargs):
 
 
 def message_of(main, args):
-    """The one line with which a command refuses what a user got wrong."""
+    """The one line in which a command reports a user's mistake."""
     with pytest.raises(ValueError) as e:
         main([str(arg) for arg in args])
     assert "\n" not in str(e.value)

@@ -1,4 +1,4 @@
-"""What bench.py says of a model must be true of it."""
+"""bench.py reports only figures that are true of the model."""
 
 import json
 import math
@@ -26,7 +26,7 @@ POOLINGS = get_args(ModelConfig.__annotations__["pooling"])
 
 
 def tiny(pooling="space", **knobs):
-    """A small model, all weights random."""
+    """A small model with random weights everywhere."""
     torch.manual_seed(0)
     sizes = {
         "block_size": 48,
@@ -45,17 +45,25 @@ def tiny(pooling="space", **knobs):
 
 
 def uniform(**knobs):
-    """A model whose every next symbol is as likely as any other."""
+    """A model that finds all next symbols equally likely."""
     model = tiny(**knobs)
     model.embed.weight.data.zero_()
     return model
 
 
 def some_items(n=30, seed=0):
-    """Questions with choices of very different lengths; some longer than the context, some alike, some of one byte."""
+    """Questions whose choices differ in length.
+
+    Some exceed the context, some are identical, some have one byte.
+    """
     rng = random.Random(seed)
-    word = lambda: "".join(rng.choices("aeioué日nrst", k=rng.randint(1, 7)))  # noqa: E731
-    words = lambda low, high: " ".join(word() for _ in range(rng.randint(low, high)))  # noqa: E731
+
+    def word():
+        return "".join(rng.choices("aeioué日nrst", k=rng.randint(1, 7)))
+
+    def words(low, high):
+        return " ".join(word() for _ in range(rng.randint(low, high)))
+
     items = []
     for i in range(n):
         context = words(1, 25) if i % 4 else ""
@@ -104,30 +112,30 @@ def call(capsys, *args):
     return capsys.readouterr()
 
 
-# --- scores ----------------------------------------------------------------------------------------------------------
+# --- scores ---------------------------------------------------------------------------------------
 
 
 def logits_after(model, text):
-    """Of the next symbol after EOT and some bytes."""
+    """The logits of the symbol that follows EOT and some bytes."""
     x = model.read(torch.tensor([[model.eot, *encode(model.cfg, text)]]), model.start(1))[0]
     return model.head(x[0, -1]).double()
 
 
 def alone(model, context, continuation):
-    """(log p, greedy) of a continuation of bytes, by one pass for each byte."""
-    total, greedy = 0.0, True
+    """(log p, greedy) of a continuation of bytes, with one pass for each byte."""
+    total = 0.0
+    greedy = True
     for i, byte in enumerate(continuation):
         logits = logits_after(model, context + continuation[:i])
-        total, greedy = (
-            total + logits.log_softmax(0)[byte].item(),
-            greedy and int(logits.argmax()) == byte,
-        )
+        total += logits.log_softmax(0)[byte].item()
+        greedy = greedy and int(logits.argmax()) == byte
     return total, greedy
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
 def test_scores_are_sums_over_single_bytes_whatever_shares_a_batch(pooling):
-    model, items = tiny(pooling), [pairs(i) for i in some_items(9)]
+    model = tiny(pooling)
+    items = [pairs(i) for i in some_items(9)]
     best = int(logits_after(model, b"x").argmax())
     items += [[(b"x", bytes([best])), (b"x", bytes([best ^ 1]))], [(b"abc", b""), (b"", b"")]]
     expected = [[alone(model, *p) for p in item] for item in items]
@@ -142,13 +150,15 @@ def test_scores_are_sums_over_single_bytes_whatever_shares_a_batch(pooling):
             assert [nats for nats, _ in scores] == pytest.approx(
                 [nats for nats, _ in expected[i]], abs=1e-3
             )
-        assert sum(done) == sum(map(len, items)), "the progress bar arrives at its end"
+        assert sum(done) == sum(map(len, items)), "the progress bar must reach its end"
 
 
 def test_a_batch_is_no_larger_than_it_may_be_with_its_padding(monkeypatch):
     items = [[(b"", b"short choice"), (b"", b"other one")] for _ in range(40)]
     items += [[(b"", b"long " * 80), (b"", b"x" * 100)], [(b"y" * 300, b"a"), (b"y" * 300, b"b")]]
-    read, sizes, model = STLM.read, [], tiny()
+    read = STLM.read
+    sizes = []
+    model = tiny()
     monkeypatch.setattr(
         STLM, "read", lambda self, idx, state: sizes.append(idx.numel()) or read(self, idx, state)
     )
@@ -157,11 +167,9 @@ def test_a_batch_is_no_larger_than_it_may_be_with_its_padding(monkeypatch):
 
 
 def test_a_uniform_model_scores_chance_and_eight_bits(data_dir):
-    """Choices of equal length tie, and a tie is not a point for whoever stands first."""
-    model, cfg = (
-        uniform(),
-        Config(dataset="words", data_dir=str(data_dir), max_steps=1, block_size=32),
-    )
+    """Choices of equal length tie, and the first choice gets no point for a tie."""
+    model = uniform()
+    cfg = Config(dataset="words", data_dir=str(data_dir), max_steps=1, block_size=32)
     for stride in (0, 5, 16, 32):
         assert bits_per_byte(model, Data(cfg, "val"), 32, stride=stride)["bpb"] == pytest.approx(
             8.0, abs=1e-6
@@ -178,7 +186,9 @@ def test_a_uniform_model_scores_chance_and_eight_bits(data_dir):
 
 
 def test_metrics_and_their_errors():
-    grades = lambda item, nats: grade(item, [(n, False) for n in nats])  # noqa: E731
+    def grades(item, nats):
+        return grade(item, [(n, False) for n in nats])
+
     item = {"context": "c", "choices": [" ab", " é日x", " d"], "answer": 1}
     assert grades(item, [-2.0, -2.7, -1.5]) == {"acc": 0, "acc_norm": 1, "acc_bytes": 1}
     assert grades(item, [-2.0, -3.3, -1.5])["acc_norm"] == 0.0  # 3.3 / 3 characters > 2.0 / 2
@@ -187,20 +197,16 @@ def test_metrics_and_their_errors():
     options = {"context_options": ["a", "b"], "continuation": "c", "answer": 0}
     assert grades(options, [-1.0, -2.0]) == {"acc": 1.0}
     lone = {"context": "c", "choices": [" ab"], "answer": 0}
-    assert (
-        grade(lone, [(-2.0, True)]) == {"acc": 1.0, "logp": -2.0}
-        and grade(lone, [(-2.0, False)])["acc"] == 0.0
-    )
+    assert grade(lone, [(-2.0, True)]) == {"acc": 1.0, "logp": -2.0}
+    assert grade(lone, [(-2.0, False)])["acc"] == 0.0
     found = bench.summary([item] * 4, [{"acc": a} for a in (1, 0, 0, 1)])
     assert found["acc"] == 0.5 and found["acc_stderr"] == pytest.approx(math.sqrt(1 / 3) / 2)
 
 
 def test_bpe_bits_are_per_byte_of_text(gpt2_files, tmp_path):
-    """A uniform BPE model pays log2(50257) for each token, divided by the bytes of the text, not of the tokens."""
-    model, text = (
-        uniform(pooling="none", tokenizer="gpt2", n_grams=0),
-        "The naïve café — 日本 🐍.\n" * 30,
-    )
+    """A uniform BPE model pays log2(50257) for each token; bits count per byte of the text."""
+    model = uniform(pooling="none", tokenizer="gpt2", n_grams=0)
+    text = "The naïve café — 日本 🐍.\n" * 30
     data = Data.of_text(model.cfg, text.encode())
     found = bits_per_byte(model, data, 48)
     assert found["bytes"] == len(text.encode())
@@ -209,14 +215,15 @@ def test_bpe_bits_are_per_byte_of_text(gpt2_files, tmp_path):
 
 
 def test_a_bpe_continuation_is_every_token_that_does_not_lie_whole_in_its_context(gpt2_files):
-    """Where the context ends in a space, " yes" is the decisive token: its space is in the context, it is not."""
+    """A context that ends in a space holds a part of the token " yes", but not the whole token."""
     model = tiny("none", tokenizer="gpt2", n_grams=0)
     for context, continuation, scored in (
         (b"Answer: ", b"yes it is", [" yes", " it", " is"]),
         (b"Answer:", b" yes", [" yes"]),
         (b"hello wor", b"ld is big", [" world", " is", " big"]),
     ):
-        whole, total = encode(model.cfg, context + continuation), 0.0
+        whole = encode(model.cfg, context + continuation)
+        total = 0.0
         rest = encode(model.cfg, "".join(scored).encode())
         assert whole[-len(rest) :] == rest
         x = model.read(torch.tensor([[model.eot, *whole]]), model.start(1))[0]
@@ -237,26 +244,25 @@ def test_stride_scores_each_byte_once_with_the_context_it_says(data_dir):
     cfg = Config(dataset="words", data_dir=str(data_dir), max_steps=1)
     data = Data(cfg, "val")
     data.symbols = np.array(data.symbols[:333])
-    T, stride = 48, 20
+    T = 48
+    stride = 20
     total = 0.0
     for t in range(333):
-        first = 0 if t < T else T + (t - T) // stride * stride  # of the window that scores t
+        first = 0 if t < T else T + (t - T) // stride * stride  # the start of t's window
         start = 0 if t < T else first + stride - T
         before = [data.symbols[start - 1] if start else model.eot, *data.symbols[start:t]]
         if data.symbols[t] != model.eot:
             x = model.read(torch.tensor([[int(s) for s in before]]), model.start(1))[0]
             total -= model.head(x[0, -1]).double().log_softmax(0)[int(data.symbols[t])].item()
     found = bits_per_byte(model, data, T, stride=stride)
-    assert (
-        found["nats"] == pytest.approx(total, rel=1e-4)
-        and found["bytes"] == (data.symbols != model.eot).sum()
-    )
+    assert found["nats"] == pytest.approx(total, rel=1e-4)
+    assert found["bytes"] == (data.symbols != model.eot).sum()
     assert bits_per_byte(model, data, T, stride=T)["nats"] == pytest.approx(
         bits_per_byte(model, data, T)["nats"]
     )
 
 
-# --- items -----------------------------------------------------------------------------------------------------------
+# --- items ----------------------------------------------------------------------------------------
 
 GOOD = '{"context": "", "choices": ["a", "b"], "answer": 0}'
 BAD = {
@@ -269,7 +275,9 @@ BAD = {
     '{"context": "", "choices": ["a", 3], "answer": 0}': "expected text, got 3",
     '{"context": "", "choices": "ab", "answer": 0}': "expected a list of choices, got",
     '{"context": "", "choices": ["a", "b"], "answer": 2}': "expected answer from 0 to 1, got 2",
-    '{"context": "", "choices": ["a", "b"], "answer": true}': "expected answer from 0 to 1, got True",
+    '{"context": "", "choices": ["a", "b"], "answer": true}': (
+        "expected answer from 0 to 1, got True"
+    ),
     '{"context": "", "choices": ["a", "\\ud800"], "answer": 0}': "surrogates",
     '{"context_options": ["a", "b"], "answer": 0}': "no 'continuation'",
     '{"context_options": ["a", "b"], "continuation": "", "answer": 0}': "an empty choice",
@@ -293,9 +301,8 @@ def test_limit_is_a_random_subset_of_the_items():
     takes = [benchmark(model, "t", items, BenchConfig(limit=40, seed=s)) for s in (1, 1, 2)]
     groups = [{int(g) for g in t["groups"]} for t in takes]
     assert takes[0]["n"] == len(groups[0]) == 40 and takes[0]["of"] == 200
-    assert groups[0] == groups[1] != groups[2] and 60 < sum(groups[0]) / 40 < 140, (
-        "from all over the file"
-    )
+    assert groups[0] == groups[1] != groups[2]
+    assert 60 < sum(groups[0]) / 40 < 140, "the items must come from all over the file"
 
 
 def test_items_from_the_hub_are_worded_as_in_the_harness(monkeypatch):
@@ -351,7 +358,7 @@ def test_items_from_the_hub_are_worded_as_in_the_harness(monkeypatch):
     assert found["winogrande"] == options
 
 
-# --- the commands ----------------------------------------------------------------------------------------------------
+# --- the commands ---------------------------------------------------------------------------------
 
 
 def test_eval_writes_what_it_prints_and_keeps_other_figures(at_home, capsys):
@@ -360,12 +367,11 @@ def test_eval_writes_what_it_prints_and_keeps_other_figures(at_home, capsys):
     Path("a.txt").write_text("the of and to in is that for it as was with é日本\n" * 40)
     printed = call(capsys, "eval", "--data=items", "--tasks=val,mine", "--json").out
     first = json.loads(Path("out/run/eval.json").read_text())
-    assert (
-        json.loads(printed) == first and first["tasks"]["mine"]["n"] == first["tasks"]["mine"]["of"]
-    )
+    assert json.loads(printed) == first
+    assert first["tasks"]["mine"]["n"] == first["tasks"]["mine"]["of"]
     verdict = json.loads(Path("out/run/run.json").read_text())["verdict"]
-    assert f"{first['val']['bpb']:.4f}" == verdict["val_bpb"], "training's own figure"
-    assert first["val"]["bpb_stride"] < first["val"]["bpb"], "more context helps"
+    assert f"{first['val']['bpb']:.4f}" == verdict["val_bpb"], "training printed another figure"
+    assert first["val"]["bpb_stride"] < first["val"]["bpb"], "more context must help"
     printed = call(capsys, "eval", "--out_dir=out/run", "--text=a.txt").out
     both = json.loads(Path("out/run/eval.json").read_text())
     assert both["tasks"] == first["tasks"] and f"{both['texts']['a.txt']['bpb']:.4f}" in printed
@@ -410,14 +416,12 @@ def test_without_the_hub_what_can_be_scored_is_scored(at_home, capsys, monkeypat
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
     monkeypatch.setattr(datasets, "get_dataset_config_names", unreachable)
     done = call(capsys, "eval")
-    assert (
-        "val, best.pt of step" in done.out
-        and "blimp: skipped: cannot load it from the Hub (no network); --data=DIR" in done.err
-    )
+    assert "val, best.pt of step" in done.out
+    assert "blimp: skipped: cannot load it from the Hub (no network); --data=DIR" in done.err
     with pytest.raises(ValueError, match="blimp: cannot load it from the Hub"):
         bench.main(["eval", "--tasks=blimp"])
 
-    # another benchmark's mistake is named, and does not cost the others
+    # A message names a benchmark's mistake, and the others still run.
     def mistaken():
         yield {}["sol1"]
 
@@ -437,17 +441,15 @@ SIZES = (
 
 @pytest.mark.slow
 def test_speed_measures_every_arm_in_every_round(tmp_path):
-    """No figure of a busy machine is asserted; what follows from the configs is."""
+    """A busy machine makes speeds uncertain, so check only facts that follow from the configs."""
     (tmp_path / "a.py").write_text(f'"""A."""\n{SIZES}')
     (tmp_path / "wide.py").write_text(f'"""W."""\n{SIZES.replace("n_embd=32", "n_embd=256")}')
     args = ["--rounds=2", "--seconds=0.1", "--device=cpu", "--dtype=float32", "--json"]
     done = run("bench.py", "speed", tmp_path / "a.py", tmp_path / "wide.py", *args, cwd=tmp_path)
     a, wide = json.loads(done.stdout)["arms"]
-    assert (
-        len(a["rounds"]) == len(wide["rounds"]) == 2
-        and a["training"] == "float32, eager"
-        and a["mfu"] is None
-    )
+    assert len(a["rounds"]) == len(wide["rounds"]) == 2
+    assert a["training"] == "float32, eager"
+    assert a["mfu"] is None
     assert a["parameters"] < wide["parameters"] and wide["flops_per_byte"] > 5 * a["flops_per_byte"]
     keys = ["train_bytes_per_second", "first_byte_seconds", "generate_16_texts"]
     for key in keys + [f"generate_at_{n}" for n in (512, 1024, 2048, 4096)]:
@@ -461,11 +463,11 @@ def test_speed_measures_every_arm_in_every_round(tmp_path):
     assert sys.platform != "linux" or 0.05 < a["peak_memory_gb"]["mean"] < 5
 
 
-# --- lm-evaluation-harness -------------------------------------------------------------------------------------------
+# --- lm-evaluation-harness ------------------------------------------------------------------------
 
 
 def test_the_harness_gets_the_same_numbers(at_home, tmp_path):
-    """One task of each kind, from local files, through lm-eval's own code."""
+    """Run one task of each kind from local files through lm-eval's own code."""
     lm_eval = pytest.importorskip(
         "lm_eval", reason="lm-evaluation-harness is not installed (pip install lm-eval)"
     )
@@ -475,12 +477,21 @@ def test_the_harness_gets_the_same_numbers(at_home, tmp_path):
 
     ours = {"cloze": [], "whole": [], "partial": []}
     for item in some_items(80):
-        kind = "partial" if "continuation" in item else "cloze" if item["context"] else "whole"
+        if "continuation" in item:
+            kind = "partial"
+        elif item["context"]:
+            kind = "cloze"
+        else:
+            kind = "whole"
         if (
             len(set(item.get("choices", item.get("context_options")))) > 1
             and len(item.get("choices", [0])) != 5
         ):
             ours[kind].append(item)
+
+    def stripped_choices(document):
+        return [choice.removeprefix(" ") for choice in document["choices"]]
+
     lm = Harness("out/run", device="cpu")
     for kind, items in ours.items():
         path = tmp_path / f"{kind}.jsonl"
@@ -495,8 +506,11 @@ def test_the_harness_gets_the_same_numbers(at_home, tmp_path):
             "output_type": "multiple_choice",
             "doc_to_target": "{{answer}}",
         }
-        strip = lambda d: [c.removeprefix(" ") for c in d["choices"]]  # noqa: E731
-        config |= {"doc_to_text": "{{context}}", "doc_to_choice": strip, "target_delimiter": " "}
+        config |= {
+            "doc_to_text": "{{context}}",
+            "doc_to_choice": stripped_choices,
+            "target_delimiter": " ",
+        }
         if kind == "partial":
             config |= {
                 "doc_to_text": lambda d: d["answer"],
@@ -519,7 +533,7 @@ def test_the_harness_gets_the_same_numbers(at_home, tmp_path):
 
 
 def test_the_harness_from_the_command_line(at_home, tmp_path):
-    """As the README has it, without a device: lm-eval's own default is the first GPU, here or not."""
+    """Run the README's command, which gives no device: lm-eval's own default is the first GPU."""
     pytest.importorskip(
         "lm_eval", reason="lm-evaluation-harness is not installed (pip install lm-eval)"
     )
@@ -540,7 +554,7 @@ def test_the_harness_from_the_command_line(at_home, tmp_path):
         "doc_to_target": "{{answer}}",
         "metric_list": [{"metric": "acc"}],
     }
-    (tmp_path / "mine.yaml").write_text(json.dumps(task))  # (JSON is YAML)
+    (tmp_path / "mine.yaml").write_text(json.dumps(task))  # JSON is YAML
     args = [
         "--model",
         "stlm",

@@ -1,4 +1,4 @@
-"""Config files and command lines: what is wrong is named, with the file and the nearest valid name."""
+"""Config files and command lines: a message names each mistake, its file and the closest name."""
 
 import re
 from dataclasses import dataclass
@@ -20,7 +20,8 @@ def read(*argv):
 def test_the_command_line_wins_over_the_file_and_the_file_over_the_default(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(
-        '"""Why."""\nimport math\n_half = 64\nmax_seconds = 5\nn_embd = 2 * _half\nn_head = int(math.sqrt(4))\n'
+        '"""Why."""\nimport math\n_half = 64\nmax_seconds = 5\n'
+        "n_embd = 2 * _half\nn_head = int(math.sqrt(4))\n"
     )
     cfg = read(
         str(path),
@@ -38,14 +39,15 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_the_default(tmp_p
         1e-3,
         7.0,
     )
-    assert (
-        cfg.overwrite and cfg.seed == 1000 and cfg.intuition == "Why." and cfg.out_dir == "out/mine"
-    )
+    assert cfg.overwrite
+    assert cfg.seed == 1000
+    assert cfg.intuition == "Why."
+    assert cfg.out_dir == "out/mine"
     steps = parse(
         Config, [str(path), "--max_steps=1e3"], "", DEFAULT, either=("max_steps", "max_seconds")
     )[0]
     assert (steps.max_steps, steps.max_seconds) == (1000, 0), (
-        "one length on the command line replaces the file's"
+        "a length on the command line must replace the file's"
     )
 
 
@@ -53,11 +55,9 @@ def test_a_file_builds_on_another(tmp_path):
     path = tmp_path / "child.py"
     path.write_text('"""Wider."""\nfrom config.stlm_10m import *\n\nn_embd = n_embd * 2\n')
     cfg = read(str(path))
-    assert (
-        cfg.n_embd == 640
-        and cfg.n_grams == read("config/stlm_10m.py").n_grams
-        and cfg.intuition == "Wider."
-    )
+    assert cfg.n_embd == 640
+    assert cfg.n_grams == read("config/stlm_10m.py").n_grams
+    assert cfg.intuition == "Wider."
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The machine and the files."""
+"""Devices, number formats, and saving files."""
 
 import pytest
 import torch
@@ -32,10 +32,8 @@ def test_the_dtype_follows_from_what_the_cpu_has_and_from_nothing_else(monkeypat
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda avx512=avx512: avx512)
         found = pick_dtype("auto", cpu)
         assert found[0] == dtype and why in found[1]
-        assert (
-            pick_dtype("float32", cpu)[0] == torch.float32
-            and pick_dtype("bfloat16", cpu)[0] == torch.bfloat16
-        )
+        assert pick_dtype("float32", cpu)[0] == torch.float32
+        assert pick_dtype("bfloat16", cpu)[0] == torch.bfloat16
 
 
 def test_a_device_that_is_not_there_is_named():
