@@ -1,4 +1,4 @@
-"""What is damaged, foreign, in use or half there is one line that names it; nothing false is trained or loaded."""
+"""Damaged, foreign, busy and half-written files: one line names each, and nobody uses them."""
 
 import itertools
 import json
@@ -43,7 +43,7 @@ def run_folder(trained, tmp_path):
     return shutil.copytree(trained, tmp_path / "run")
 
 
-# --- checkpoints -----------------------------------------------------------------------------------------------------
+# --- checkpoints ----------------------------------------------------------------------------------
 
 
 class Evil:
@@ -52,7 +52,7 @@ class Evil:
 
 
 def evil_files(path):
-    """Six kinds of checkpoint that would run code if they were unpickled as Python objects."""
+    """Write six kinds of checkpoint that run code if something unpickles them."""
     good = torch.load(path, weights_only=True)
     torch.save(Evil(), path.with_name("bare.pt"))
     torch.save(good | {"model": Evil()}, path.with_name("model.pt"))
@@ -79,7 +79,8 @@ def test_a_checkpoint_never_runs_code(run_folder, monkeypatch, tmp_path):
 
 def test_foreign_and_broken_checkpoints_are_one_line(run_folder):
     path = run_folder / "last.pt"
-    raw, good = path.read_bytes(), torch.load(path, weights_only=True)
+    raw = path.read_bytes()
+    good = torch.load(path, weights_only=True)
 
     def saved(**changes):
         torch.save(good | changes, path)
@@ -106,8 +107,10 @@ def test_foreign_and_broken_checkpoints_are_one_line(run_folder):
 
 
 def test_a_flipped_bit_is_seen_or_changes_nothing(run_folder):
-    path, rng = run_folder / "last.pt", random.Random(0)
-    raw, good = bytearray(path.read_bytes()), load_checkpoint(path)
+    path = run_folder / "last.pt"
+    rng = random.Random(0)
+    raw = bytearray(path.read_bytes())
+    good = load_checkpoint(path)
     seen = 0
     for _ in range(40):
         place = rng.randrange(8 * len(raw))
@@ -127,19 +130,20 @@ def test_what_is_left_of_a_run_is_used_and_said(run_folder, capsys):
     (run_folder / "best.pt").write_bytes(b"broken")
     _, checkpoint, path = load_run(run_folder, "best")
     assert path.name == "last.pt" and checkpoint["step"] == 6
-    assert (
-        "best.pt cannot be used" in (said := capsys.readouterr().err) and "last.pt instead" in said
-    )
+    said = capsys.readouterr().err
+    assert "best.pt cannot be used" in said
+    assert "last.pt instead" in said
     sample.main([f"--out_dir={run_folder}", "--max_new_bytes=5", "--device=cpu"])
-    train.main(
-        [f"--out_dir={run_folder}", "--resume", "--max_steps=7"]
-    )  # a broken best.pt does not matter
+    # A broken best.pt does not matter to a run that resumes.
+    train.main([f"--out_dir={run_folder}", "--resume", "--max_steps=7"])
     (run_folder / "last.pt").write_bytes(b"broken")
-    with pytest.raises(ValueError, match=r"last.pt cannot be used.*best.pt still exists, --init_from"):
+    with pytest.raises(
+        ValueError, match=r"last.pt cannot be used.*best.pt still exists, --init_from"
+    ):
         train.main([f"--out_dir={run_folder}", "--resume", "--max_steps=9"])
 
 
-# --- datasets --------------------------------------------------------------------------------------------------------
+# --- datasets -------------------------------------------------------------------------------------
 
 
 def damage(folder, kind):
@@ -268,7 +272,7 @@ def test_tokens_beyond_the_vocabulary_are_refused(tmp_path):
             Data(cfg, "train")
 
 
-# --- logs ------------------------------------------------------------------------------------------------------------
+# --- logs -----------------------------------------------------------------------------------------
 
 
 def test_lines_that_are_no_event_are_named_and_left_out(run_folder, capsys):
@@ -289,17 +293,17 @@ def test_lines_that_are_no_event_are_named_and_left_out(run_folder, capsys):
         f"log.jsonl, line {n} is not an event" in said for n in (3, 4, 5, 6, 7, 8, len(lines) + 7)
     )
     train.main([f"--out_dir={run_folder}", "--resume", "--max_steps=7"])
-    assert [e["event"] for e in read_log(path)].count(
-        "end"
-    ) == 1 and "garbage" not in path.read_text()
+    assert [e["event"] for e in read_log(path)].count("end") == 1
+    assert "garbage" not in path.read_text()
 
 
-# --- two at once -----------------------------------------------------------------------------------------------------
+# --- two at once ----------------------------------------------------------------------------------
 
 
 def test_a_lock_keeps_others_out_until_its_process_ends(tmp_path):
     path = tmp_path / ".lock"
-    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from lib.files import lock; from pathlib import Path\n"
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); "
+    code += "from lib.files import lock; from pathlib import Path\n"
     code += f"with lock(Path({str(path)!r}), 'in use'): print('held', flush=True); sys.stdin.read()"
     holder = subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -344,22 +348,20 @@ def test_two_runs_into_one_folder_and_what_would_be_thrown_away(small, tmp_path,
         (out / name).unlink()
 
 
-# --- going on --------------------------------------------------------------------------------------------------------
+# --- resuming -------------------------------------------------------------------------------------
 
 
 def test_resume_auto_starts_or_goes_on(small, tmp_path):
     args = [*small, "--resume=auto", f"--out_dir={tmp_path / 'run'}"]
     train.main([*args, "--max_steps=3"])
     train.main([*args, "--max_steps=5"])
-    train.main([*args, "--max_steps=5"])  # nothing left to do: it is said once
+    train.main([*args, "--max_steps=5"])  # with nothing left to do, the log still has one "end"
     log = read_log(tmp_path / "run" / "log.jsonl")
     assert [e["step"] for e in log if e["event"] == "train"] == [1, 2, 3, 4, 5]
-    assert [e["event"] for e in log].count("end") == 1 and [
-        e["step"] for e in log if e["event"] == "eval"
-    ] == [3, 5]
-    (
-        tmp_path / "run" / "last.pt"
-    ).unlink()  # killed before the first checkpoint: there is nothing to go on from
+    assert [e["event"] for e in log].count("end") == 1
+    assert [e["step"] for e in log if e["event"] == "eval"] == [3, 5]
+    # Without a checkpoint, as after a kill before the first one, the run starts again.
+    (tmp_path / "run" / "last.pt").unlink()
     train.main([*args, "--max_steps=2"])
     assert load_checkpoint(tmp_path / "run" / "last.pt")["step"] == 2
 
@@ -390,7 +392,9 @@ def test_passes_and_rates_may_change_on_resume_and_the_advice_is_taken(
 
     class Three(Machine):
         def __init__(self):
-            self.world, self.rank, self.device = 3, 0, torch.device("cpu")
+            self.world = 3
+            self.rank = 0
+            self.device = torch.device("cpu")
 
     cfg = load_checkpoint(tmp_path / "run" / "last.pt")["config"]
     with pytest.raises(ValueError, match=r"3 processes.*try 2 processes$"):
@@ -401,9 +405,8 @@ def test_an_evaluation_that_was_due_is_made_on_resume(small, tmp_path, monkeypat
     args = [*small, "--max_steps=8", "--eval_interval=4"]
     train.main([*args, f"--out_dir={tmp_path / 'whole'}"])
     scored = train.bits_per_byte
-    monkeypatch.setattr(
-        train, "bits_per_byte", lambda *_, **__: 1 / 0
-    )  # dies between checkpoint and evaluation
+    # The first run dies between its checkpoint and its evaluation.
+    monkeypatch.setattr(train, "bits_per_byte", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         train.main([*args, f"--out_dir={tmp_path / 'parts'}"])
     monkeypatch.setattr(train, "bits_per_byte", scored)
@@ -416,7 +419,10 @@ def test_an_evaluation_that_was_due_is_made_on_resume(small, tmp_path, monkeypat
 
 
 def test_a_signal_just_before_an_evaluation_does_not_lose_it(small, tmp_path, monkeypatch):
-    """It came between a step and its evaluation, and one more step was made: the evaluation was lost for good."""
+    """A run once lost an evaluation for good.
+
+    The signal came between a step and its evaluation, and the run made one more step.
+    """
     out = tmp_path / "run"
     original = train.Log.record
 
@@ -486,11 +492,14 @@ def test_a_process_that_was_stopped_does_not_pay_for_it(tmp_path, data_dir, smal
         for a, b in itertools.pairwise(steps)
     ]
     assert max(unpaid) > 2.5
-    assert steps[-1]["lr_scale"] < max(e["lr_scale"] for e in steps), "the schedule still decays"
+    assert steps[-1]["lr_scale"] < max(e["lr_scale"] for e in steps), (
+        "the schedule must still decay"
+    )
 
 
 def test_a_log_that_cannot_be_written_does_not_cost_the_steps(small, tmp_path, monkeypatch):
-    original, calls = train.Log.record, []
+    original = train.Log.record
+    calls = []
 
     def full(self, event, *args, **values):
         calls.append(event)
@@ -516,7 +525,7 @@ def test_more_context_brings_more_patches_and_too_few_are_named(data_dir, tmp_pa
     train.main([*base, "--block_size=1024", f"--out_dir={tmp_path / 'a'}"])
     said = capsys.readouterr().out
     config = load_checkpoint(tmp_path / "a" / "last.pt")["config"]
-    assert config["max_patches"] == 192, "twice those of the config, as the text"
+    assert config["max_patches"] == 192, "twice the config's patches for twice the text"
     train.main([*base, "--max_patches=20", f"--out_dir={tmp_path / 'b'}"])
     said = capsys.readouterr().out
     need = int(said.split("--max_patches=")[1].split()[0])
@@ -524,7 +533,7 @@ def test_more_context_brings_more_patches_and_too_few_are_named(data_dir, tmp_pa
     assert "many rows" not in capsys.readouterr().out
 
 
-# --- figures ---------------------------------------------------------------------------------------------------------
+# --- figures --------------------------------------------------------------------------------------
 
 
 def test_frozen_weights_stay_and_the_others_move(data_dir, tmp_path):
@@ -537,12 +546,10 @@ def test_frozen_weights_stay_and_the_others_move(data_dir, tmp_path):
     )
     torch.manual_seed(0)
     model = STLM(cfg).train()
-    frozen = model.layers[0].attention.qkv.weight if hasattr(model, "layers") else None
-    frozen = (
-        frozen
-        if frozen is not None
-        else next(m.weight for m in model.modules() if isinstance(m, torch.nn.Linear))
-    )
+    if hasattr(model, "layers"):
+        frozen = model.layers[0].attention.qkv.weight
+    else:
+        frozen = next(m.weight for m in model.modules() if isinstance(m, torch.nn.Linear))
     frozen.requires_grad_(False)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     optimizers = make_optimizers(model, cfg, torch.float32)
@@ -587,11 +594,9 @@ def test_one_choice_and_nothing_are_scored(trained, tmp_path):
     bench.main(args)
     found = json.loads((trained / "eval.json").read_text())["tasks"]["lambada"]
     [[(nats, greedy)]] = bench.score(model, [[(b"the of", b" and")]])
-    assert (
-        found["acc"] == float(greedy)
-        and found["logp"] == pytest.approx(nats, rel=1e-5)
-        and found["chance"] == 0
-    )
+    assert found["acc"] == float(greedy)
+    assert found["logp"] == pytest.approx(nats, rel=1e-5)
+    assert found["chance"] == 0
 
 
 def test_a_byte_order_mark_is_no_text(trained, tmp_path, capsys):
@@ -623,22 +628,20 @@ def test_the_way_on_after_a_loss_that_is_not_finite(small, tmp_path, monkeypatch
         with pytest.raises(ValueError, match="gradient norm nan") as e:
             train.main(args)
         monkeypatch.setattr(train, "train_step", step)
-        train.main(
-            [*args, *re.findall(r"--[a-z_]+(?:=[\d.e-]+)?", str(e.value))]
-        )  # the words of the message
+        advice = re.findall(r"--[a-z_]+(?:=[\d.e-]+)?", str(e.value))
+        train.main([*args, *advice])
         checkpoint = load_checkpoint(out / "last.pt")
-        assert checkpoint["step"] == 9 and checkpoint["config"]["muon_lr"] == pytest.approx(
-            0.02 / 3, rel=0.05
-        )
+        assert checkpoint["step"] == 9
+        assert checkpoint["config"]["muon_lr"] == pytest.approx(0.02 / 3, rel=0.05)
 
 
 def test_out_of_memory_is_one_line(tmp_path, data_dir, small):
-    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); sys.argv = ['train.py', *{small!r}, '--max_steps=1', "
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); "
+    code += f"sys.argv = ['train.py', *{small!r}, '--max_steps=1', "
     code += f"'--out_dir={tmp_path / 'run'}']; from lib.data import Data; import runpy, torch; "
     code += "Data.batch = lambda *a: torch.empty(1 << 50); "  # a petabyte
     code += f"runpy.run_path({str(ROOT / 'train.py')!r}, run_name='__main__')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 1 and done.stderr.startswith(
-        "train.py: out of memory: halve --micro_batch"
-    ), done.stderr
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.startswith("train.py: out of memory: halve --micro_batch"), done.stderr
     assert done.stderr.count("\n") == 1

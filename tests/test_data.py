@@ -1,4 +1,4 @@
-"""Data order, bits per byte, symbols."""
+"""The order of the data, bits per byte, symbols and datasets."""
 
 import itertools
 import json
@@ -32,7 +32,7 @@ def make_data(symbols):
     return data
 
 
-# --- data order ---------------------------------------------------------------------------------------------------
+# --- data order -----------------------------------------------------------------------------------
 
 
 @settings(max_examples=50, deadline=None)
@@ -44,23 +44,22 @@ def test_an_epoch_visits_each_byte_once_and_all_but_fewer_than_T(size, T, epoch)
     targets = rows[:, 1:].ravel()
     assert len(set(targets)) == len(targets) > size - T
     assert (rows[:, 1:] == (rows[:, :-1] + 1) % size).all(), (
-        "a row is a slice of the (circular) text"
+        "a row must be a slice of the text, which is a circle"
     )
 
 
 def test_epochs_differ_and_seeds_differ_and_both_repeat():
-    data, n = make_data(np.arange(1000)), 100
+    data = make_data(np.arange(1000))
+    n = 100
     epochs = [
         np.concatenate([data.batch(s, e * n + i, 1, 10) for i in range(n)])
         for s, e in ((1, 0), (1, 1), (2, 0), (1, 0))
     ]
-    assert (
-        not (epochs[0] == epochs[1]).all()
-        and not (epochs[0] == epochs[2]).all()
-        and (epochs[0] == epochs[3]).all()
-    )
+    assert not (epochs[0] == epochs[1]).all()
+    assert not (epochs[0] == epochs[2]).all()
+    assert (epochs[0] == epochs[3]).all()
     assert epochs[0][:, 0].min() % 10 != epochs[1][:, 0].min() % 10, (
-        "windows start at another offset"
+        "the windows of another epoch must start at another offset"
     )
 
 
@@ -73,12 +72,15 @@ def test_ranks_share_the_global_batch(world):
         assert (np.concatenate(shares) == whole).all()
 
 
-# --- evaluation ---------------------------------------------------------------------------------------------------
+# --- evaluation -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("pooling", ["none", "space"])
 def test_bits_per_byte_is_the_sum_over_every_byte_of_the_file(pooling):
-    """Against one byte at a time; EOT counts in neither sum; windows of T and a short last one."""
+    """Compare with one byte at a time.
+
+    EOT counts in neither sum. The windows have T symbols, and the last one fewer.
+    """
     torch.manual_seed(0)
     model = STLM(
         ModelConfig(pooling=pooling, block_size=16, n_layer=1, n_head=1, n_embd=16, n_local_embd=16)
@@ -88,7 +90,8 @@ def test_bits_per_byte_is_the_sum_over_every_byte_of_the_file(pooling):
     symbols = np.frombuffer(
         b"one two three\xfffour five, six seven eight\xffnine ten eleven", dtype=np.uint8
     )
-    total, before = 0.0, 255
+    total = 0.0
+    before = 255
     for start in range(0, len(symbols), 16):
         window = [before, *symbols[start : start + 16].tolist()]
         for t in range(1, len(window)):
@@ -115,16 +118,14 @@ def test_evaluation_reports_overflow():
     model = STLM(
         ModelConfig(block_size=16, max_patches=4, n_layer=1, n_head=1, n_embd=16, n_local_embd=16)
     )
-    few, many = (
-        np.frombuffer(b"abcdefg hijklmn " * 8, np.uint8),
-        np.frombuffer(b"a b c d e f g h " * 8, np.uint8),
-    )
+    few = np.frombuffer(b"abcdefg hijklmn " * 8, np.uint8)
+    many = np.frombuffer(b"a b c d e f g h " * 8, np.uint8)
     assert bits_per_byte(model, make_data(few), 16)["overflow"] == 0
     result = bits_per_byte(model, make_data(many), 16)
     assert result["overflow"] == 1 and 1.5 < result["bytes_per_patch"] < 2.1
 
 
-# --- symbols and datasets -----------------------------------------------------------------------------------------
+# --- symbols and datasets -------------------------------------------------------------------------
 
 
 @pytest.fixture(params=["bytes", "gpt2"])
@@ -137,7 +138,7 @@ def tokenizer(request):
 def test_symbols_are_the_text_and_a_continuation_is_what_does_not_lie_whole_in_its_context(
     tokenizer,
 ):
-    """Every cut of the text at a character, against the decoded symbols one by one."""
+    """Cut the text at each character, and compare with the symbols decoded one by one."""
     text = "It's 7 o'clock:  the café — 日本 🐍 — is  open, Answer: yes it is\n"
     symbols = encode(tokenizer, text.encode())
     assert decode(tokenizer, symbols) == text.encode()
@@ -160,23 +161,15 @@ def test_the_newest_dataset_of_the_configs_tokenizer(tmp_path):
     for name, broken in (("d", ""), ("e", "[]"), ("f", '{"name": "other"}'), ("g", "\xff")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "meta.json").write_text(broken, encoding="latin-1")
-    assert newest_dataset(cfg) == "c", "what is no dataset is passed over"
+    assert newest_dataset(cfg) == "c", "the search must pass over broken datasets"
     meta = json.loads((tmp_path / "a/meta.json").read_text())
     (tmp_path / "a/meta.json").write_text(
         json.dumps(meta | {"tokenizer": "gpt2", "vocab_size": 50257})
     )
-    assert newest_dataset(cfg) == "c", "the newest file is of tokens"
+    assert newest_dataset(cfg) == "c", "a byte model must pass over a newer dataset of tokens"
     tokens = Config(max_steps=1, data_dir=str(tmp_path), tokenizer="gpt2", pooling="none")
     assert newest_dataset(tokens) == "a"
-    assert (
-        newest_dataset(
-            Config(
-                max_steps=1,
-                data_dir=str(tmp_path),
-                tokenizer="gpt2",
-                pooling="none",
-                gpt2_vocab=500,
-            )
-        )
-        is None
+    fewer_tokens = Config(
+        max_steps=1, data_dir=str(tmp_path), tokenizer="gpt2", pooling="none", gpt2_vocab=500
     )
+    assert newest_dataset(fewer_tokens) is None

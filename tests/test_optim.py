@@ -1,4 +1,4 @@
-"""Muon, schedules."""
+"""Muon and the schedules."""
 
 import itertools
 from types import SimpleNamespace
@@ -49,12 +49,11 @@ def test_learning_rate_rises_holds_and_falls_to_zero():
     scales = [lr_scale(p, (0, 1), cfg) for p in np.linspace(0, 1, 101)]
     assert 0 < scales[0] < 0.05 and scales[15] == scales[45] == 1 and scales[100] == 0
     assert all(a > b for a, b in itertools.pairwise(scales[50:]))
-    late = [
-        lr_scale(p, (0, 1), cfg, start=0.3) for p in np.linspace(0.3, 1, 71)
-    ]  # 30% of the time went into compiling
+    # Compiling took the first 30% of the time.
+    late = [lr_scale(p, (0, 1), cfg, start=0.3) for p in np.linspace(0.3, 1, 71)]
     assert all(
         0 <= lr_scale(p, (0, 1), cfg, start) <= 1 for p in (0, 0.2, 1) for start in (0, 0.5, 3)
-    ), "never negative"
+    ), "a rate must never be negative"
     assert 0 < late[0] < 0.05 and late[5] < 0.6 and late[15] == 1 and late[70] == 0
 
 

@@ -1,4 +1,4 @@
-"""tools.report shows what the runs did, and never runs anything that their folders name."""
+"""tools.report shows the results of runs, and never runs a file that their folders name."""
 
 import dataclasses
 import json
@@ -46,7 +46,7 @@ def home(tmp_path, monkeypatch):
 
 
 def rows(page):
-    """The cells of each row of the tables in this page, by the run's folder."""
+    """The cells of each table row in this page, by the run's folder."""
     found = {}
     for line in page.read_text().splitlines():
         cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
@@ -69,31 +69,24 @@ def test_published_runs_are_grouped_by_seed_with_what_they_change(home, capsys):
     )
     write_run(home / "results/dead", "--dropout=0.5", status="interrupted", seed=4, dropout=0.5)
     write_run(home / "out/mine", seed=5, bpb=1.1)
-    for _ in range(2):  # writing it again changes nothing
+    for _ in range(2):  # the second call must change nothing
         report.main(["--publish"])
-    found, text = rows(Path("results/RUNS.md")), Path("results/RUNS.md").read_text()
+    found = rows(Path("results/RUNS.md"))
+    text = Path("results/RUNS.md").read_text()
     assert list(found) == ["loop", "a-seed1", "dead"], (
-        "the best first, what did not finish last, nothing of out/"
+        "the best comes first, an unfinished run last, and no run of out/"
     )
-    assert (
-        found["loop"]["what it changes"] == "share_ffn=true, n_loop=3"
-        and "| 62.5 | 25.0 (5 items) |" in text
-    )
-    assert (
-        found["a-seed1"]["seeds"] == "1, 2"
-        and found["a-seed1"]["val bpb"] == "1.600 (1.500 to 1.700)"
-    )
-    assert (
-        found["a-seed1"]["why"] == "Why not." and found["a-seed1"]["device"] == "x86 cpu, 2 threads"
-    )
+    assert found["loop"]["what it changes"] == "share_ffn=true, n_loop=3"
+    assert "| 62.5 | 25.0 (5 items) |" in text
+    assert found["a-seed1"]["seeds"] == "1, 2"
+    assert found["a-seed1"]["val bpb"] == "1.600 (1.500 to 1.700)"
+    assert found["a-seed1"]["why"] == "Why not."
+    assert found["a-seed1"]["device"] == "x86 cpu, 2 threads"
     assert "dropout=0.5" in found["dead"]["what it changes"] and "interrupted at 25%" in text
-    assert "- `config/stlm_100m.py`: 100M parameters" in text and "config/demo.py" not in text, (
-        "that one ran"
-    )
-    assert (
-        Path("results/bpb_d.png").read_bytes().startswith(b"\x89PNG")
-        and not Path("out/RUNS.md").exists()
-    )
+    assert "- `config/stlm_100m.py`: 100M parameters" in text
+    assert "config/demo.py" not in text, "the list must leave out a config that has runs"
+    assert Path("results/bpb_d.png").read_bytes().startswith(b"\x89PNG")
+    assert not Path("out/RUNS.md").exists()
     assert capsys.readouterr().err == ""
 
 
@@ -117,10 +110,8 @@ def test_a_readers_run_and_a_published_one_are_never_averaged_nor_two_runs_of_on
     assert found == {
         "first": ("1, 2", "1.300 (1.200 to 1.400)"),
         "again": ("1", "1.900"),
-        "../results/d-seed0": (
-            "1, 2",
-            "1.600 (1.500 to 1.700)",
-        ),  # (its copy is no run of the reader's)
+        # The reader's copy of a published run does not count as the reader's own.
+        "../results/d-seed0": ("1, 2", "1.600 (1.500 to 1.700)"),
     }
     assert sorted(p.name for p in Path("out").glob("*.*")) == ["RUNS.md", "bpb_d.png"]
     assert not Path("results/RUNS.md").exists()
@@ -130,7 +121,7 @@ def test_folders_that_cannot_be_read_are_named_and_left_out(home, capsys):
     write_run(home / "out/good")
     half = write_run(home / "out/half", seed=2, bpb=1.25)
     with open(half / "log.jsonl", "a") as f:
-        f.write('{"event": "tr')  # killed while it wrote
+        f.write('{"event": "tr')  # a kill during a write leaves half a line
     odd = {
         "empty": "",
         "list": "[]",
@@ -159,14 +150,14 @@ def test_folders_that_cannot_be_read_are_named_and_left_out(home, capsys):
     for name in (*odd, "gone", *spoilt):
         assert f"report: skipping out/{name}: " in warned
     text = Path("out/RUNS.md").read_text()
-    assert "(1.250 to 1.500)" in text and "99.0" not in text and warned.count("\n") == 10, (
-        "and the half line"
-    )
+    assert "(1.250 to 1.500)" in text
+    assert "99.0" not in text
+    assert warned.count("\n") == 10, "one of the warnings must be about the half line"
     assert "a game has no bits per byte" in warned
 
 
 def test_nothing_that_a_run_folder_names_is_run_or_written(home):
-    """A config's name in run.json was once looked up as a file and run."""
+    """The report once looked up the config's name from run.json as a file, and ran it."""
     (home / "evil.py").write_text(f"open({str(home / 'owned')!r}, 'w')")
     names = (str(home / "evil"), "../evil", "evil", str(home / "evil.py"))
     for i, name in enumerate(names):
@@ -184,14 +175,12 @@ def test_nothing_that_a_run_folder_names_is_run_or_written(home):
     report.main([])
     assert not (home / "owned").exists() and str(home / "evil") in Path("out/RUNS.md").read_text()
     assert sorted(p.name for p in home.rglob("*.png")) == ["bpb_elsewhere_x.png"]
-    assert (
-        len(rows(Path("out/RUNS.md"))) == len(names)
-        and "a \\| b \\| c \\|" in Path("out/RUNS.md").read_text()
-    )
+    assert len(rows(Path("out/RUNS.md"))) == len(names)
+    assert "a \\| b \\| c \\|" in Path("out/RUNS.md").read_text()
 
 
 def test_kinds_of_race_have_panels_of_their_own(home):
-    """20 minutes of a CPU beside 3 minutes of a GPU would compare what cannot be compared."""
+    """Nobody can compare 20 minutes of a CPU with 3 minutes of a GPU."""
     for i, (device, seconds) in enumerate(
         (("x86 cpu", 1), ("x86 cpu", 500), ("x86 cpu", 1200), ("NVIDIA H200", 1))
     ):
@@ -242,6 +231,6 @@ def test_what_is_running_is_told_from_its_heartbeat(home, capsys):
     assert line + "0:01:00 left" in out
     assert "out/killed" not in out
     text = Path("out/RUNS.md").read_text()
-    assert "killed at 25%" in text and "running at 25%" in text and " at 20" in text, (
-        "and when that was so"
-    )
+    assert "killed at 25%" in text
+    assert "running at 25%" in text
+    assert " at 20" in text, "the page must say when the runs had this status"

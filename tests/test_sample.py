@@ -1,4 +1,4 @@
-"""Text out: as a user calls it, on a model that knows nothing, from raw text to sample."""
+"""sample.py as a user calls it, with a small model made from raw text."""
 
 import io
 import subprocess
@@ -15,7 +15,7 @@ import train
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """prepare -> train, on text with characters of one to four bytes."""
+    """Prepare and train on text with characters of one to four bytes."""
     home = tmp_path_factory.mktemp("home")
     sentence = "The naïve café sold 10 µg of 日本 tea to 🐍 and friends. "
     lines = [f"{i} {sentence}\n" for i in range(200)]
@@ -28,7 +28,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def text_of(trained, monkeypatch, capsys):
-    """What sample.py writes to stdout with these arguments."""
+    """A function that gives sample.py's output on stdout for its arguments."""
     monkeypatch.chdir(trained)
 
     def call(*args):
@@ -44,9 +44,9 @@ def test_the_newest_run_writes_text_and_only_text_to_stdout(trained, text_of):
     done = run("sample.py", *args, "--device=cpu", cwd=trained)
     assert done.stdout.startswith("The naïve")
     assert "bytes/s" in done.stderr and "bytes/s" not in done.stdout
-    # (a byte that fits no character is written as three)
+    # A byte that fits no character becomes three bytes of output.
     assert 60 < len(done.stdout.encode()) <= 9 + 120 + 60
-    assert text_of(*args, "--out_dir=out/run") == done.stdout, "same seed, same text"
+    assert text_of(*args, "--out_dir=out/run") == done.stdout, "one seed must give one text"
     assert text_of(*args, "--seed=1") != done.stdout
 
 
