@@ -1,9 +1,11 @@
-"""How fast was an older commit, and how fast is this one? Both take turns, on one machine, with the same text.
+"""Compare the speed of an older commit with this one, in turns, on one machine and one text.
 
-    OMP_NUM_THREADS=1 python results/before_after.py --old=e465f86 --config=config/stlm_10m.py --rounds=4 --text=FILE
+    OMP_NUM_THREADS=1 python results/before_after.py --old=e465f86 \\
+        --config=config/stlm_10m.py --rounds=4 --text=FILE
 
-Runs each commit's own `bench.py speed` (training as train.py does it, generation in float32) from a checkout in a
-temporary folder. Prints medians and ratios within a round, and adds both commits' rounds to results/before_after.json.
+The script checks out the older commit into a temporary folder, and runs each commit's own
+`bench.py speed`: it trains as train.py does, and generates in float32. It prints medians, and
+ratios within a round, and adds both commits' rounds to results/before_after.json.
 """
 
 import json
@@ -31,16 +33,14 @@ FIGURES += ("generate_at_4096", "generate_16_texts")
 
 @dataclass
 class Options:
-    # what
+    # --- what to measure ---
     old: str = "e465f86"  # the commit to compare this one with
     config: str = "config/stlm_10m.py"  # a config file that both have
     old_config: str = ""  # its name at the old commit, if it has moved since
     text: str = ""  # a UTF-8 file; empty: the standard library
-    rounds: int = 4  # times each commit is measured
-    seconds: float = 10.0  # of training in a round
-    eager: bool = (
-        False  # without a compiler, whatever the config says (older commits do not look there)
-    )
+    rounds: int = 4  # how often to measure each commit
+    seconds: float = 10.0  # length of training in a round
+    eager: bool = False  # pass --compile=off: older commits ignore the config's choice
 
 
 def measure(folder, config, options):
@@ -61,7 +61,8 @@ def measure(folder, config, options):
 
 def main():
     options, _ = parse(Options, sys.argv[1:], __doc__)
-    rounds, new = {"old": [], "new": []}, commit()
+    rounds = {"old": [], "new": []}
+    new = commit()
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run(
             ["git", "worktree", "add", "--detach", folder, options.old], cwd=ROOT, check=True
@@ -73,17 +74,16 @@ def main():
                 print(f"round {i + 1} of {options.rounds}", file=sys.stderr)
         finally:
             subprocess.run(["git", "worktree", "remove", "--force", folder], cwd=ROOT, check=True)
+    device = rounds["new"][0]["device"]
     print(
-        f"{options.config}, {options.old} beside {new}, {rounds['new'][0]['device']}, {options.rounds} rounds: medians"
+        f"{options.config}, {options.old} beside {new}, {device}, {options.rounds} rounds: medians"
     )
     for figure in FIGURES:
         old, now = ([r[figure] for r in rounds[which]] for which in ("old", "new"))
         ratios = [b / a for a, b in zip(old, now, strict=True)]
         span = f"{min(ratios):.2f} to {max(ratios):.2f}"
-        print(
-            f"{figure:<24} {statistics.median(old):>9,.4g} {statistics.median(now):>9,.4g}", end=" "
-        )
-        print(f"{statistics.median(ratios):.2f} ({span})")
+        medians = f"{statistics.median(old):>9,.4g} {statistics.median(now):>9,.4g}"
+        print(f"{figure:<24} {medians} {statistics.median(ratios):.2f} ({span})")
     path = ROOT / "results" / "before_after.json"
     found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
     about = {

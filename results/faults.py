@@ -1,10 +1,13 @@
-"""What survives: kills, flipped bits, odd input, a full disk, two at once, a stopped process, a lost rank.
+"""Try faults on the scripts, and count what they lose.
 
-    python results/faults.py            # the whole campaign, about 12 minutes on 2 cores -> results/FAULTS.md
-    python results/faults.py --short    # 5 kills, 20 flips, 50 odd inputs: a table on the terminal
+The faults are kills, flipped bits, odd input, a full disk, two processes in one folder, a stopped
+process and a lost rank.
 
-Works in a temporary folder, on a model of 36,000 parameters. Lost: what ended otherwise than without the fault, or as a
-traceback. Exits with 1 if anything was lost.
+    python results/faults.py            # about 12 minutes on 2 cores; writes results/FAULTS.md
+    python results/faults.py --short    # 5 kills, 20 flips, 50 odd inputs; writes no file
+
+The script works in a temporary folder with a model of 36,000 parameters. A try is lost if it ends
+in another state than without the fault, or in a traceback. The script exits with 1 if any is lost.
 """
 
 import contextlib
@@ -33,11 +36,12 @@ from lib.files import load_checkpoint, read_log  # noqa: E402
 SHORT = "--short" in sys.argv
 SIZES = "--block_size=64 --max_patches=32 --n_layer=2 --n_head=2 --n_embd=32 --n_local_embd=16"
 SIZES += " --n_grams=1 --gram_rows=64"
-SIZES += " --batch_bytes=512 --dropout=0.1 --device=cpu --dtype=float32 --dataset=words --eval_bytes=2000"
+SIZES += " --batch_bytes=512 --dropout=0.1 --device=cpu --dtype=float32 --dataset=words"
+SIZES += " --eval_bytes=2000"
 RUN = f"{SIZES} --max_steps=300 --eval_interval=20 --max_seconds=0 --log_interval=1".split()
 ENV = os.environ | {"OMP_NUM_THREADS": "1"}
 random.seed(0)
-rows = []  # (fault, tries, lost, what was said)
+rows = []  # (fault, tries, lost, what the scripts said)
 
 
 def script(name, *args, **options):
@@ -48,7 +52,7 @@ def script(name, *args, **options):
 
 
 def one_line(text):
-    """Whether a failure was said in a line: no traceback, and a last line of the script's own."""
+    """Whether a failed script printed no traceback, and ended with a line of its own."""
     lines = text.strip().splitlines()
     return (
         "Traceback" not in text
@@ -73,15 +77,18 @@ def same(a, b):
 def kills_of_training(n):
     start = time.time()
     script("train.py", *RUN, "--out_dir=out/whole").communicate()
-    usual, whole, kills, lost, ends = time.time() - start, weights("out/whole/last.pt"), 0, 0, 0
+    usual = time.time() - start
+    whole = weights("out/whole/last.pt")
+    kills = 0
+    lost = 0
+    ends = 0
     while kills < n:
         args = [*RUN, f"--out_dir=out/killed{ends}", "--resume=auto"]
         while True:
             process = script("train.py", *args)
+            patience = random.uniform(0.55, 1.0) * usual if kills < n else None
             try:
-                said = process.communicate(
-                    timeout=random.uniform(0.55, 1.0) * usual if kills < n else None
-                )[0]
+                said = process.communicate(timeout=patience)[0]
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.communicate()
@@ -119,14 +126,16 @@ def kills_of_prepare(n):
         f.writelines(b"%d some words of text\n" % i for i in range(3_000_000))
     start = time.time()
     script("prepare.py", "big.txt").communicate()
-    usual, whole, lost = time.time() - start, Path("data/big/train.bin").read_bytes(), 0
+    usual = time.time() - start
+    whole = Path("data/big/train.bin").read_bytes()
+    lost = 0
     for i in range(n):
         process = script("prepare.py", "big.txt", "--overwrite")
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.communicate(timeout=random.uniform(0.1, 1.0) * usual)
         process.kill()
         process.communicate()
-        if i % 5 == 4:  # the next one sweeps up
+        if i % 5 == 4:  # the next process sweeps up
             script("prepare.py", "big.txt", "--overwrite").communicate()
             lost += bool([p for p in Path("data").iterdir() if p.name.startswith(".big.tmp")])
         lost += Path("data/big").exists() and Path("data/big/train.bin").read_bytes() != whole
@@ -140,7 +149,10 @@ def kills_of_prepare(n):
 
 def flips(n):
     path = Path("out/whole/last.pt")
-    raw, good, seen, lost = bytearray(path.read_bytes()), weights(path), 0, 0
+    raw = bytearray(path.read_bytes())
+    good = weights(path)
+    seen = 0
+    lost = 0
     for _ in range(n):
         place = random.randrange(8 * len(raw))
         raw[place // 8] ^= 1 << place % 8
@@ -160,7 +172,10 @@ def flips(n):
 
 
 def odd_inputs(n):
-    """Command lines, config files, corpora and logs, in this process. Whatever is not a result is one ValueError."""
+    """Try command lines, config files, corpora and logs in this process.
+
+    Each must give a result or a ValueError of one line.
+    """
     values = [
         "",
         "0",
@@ -205,7 +220,8 @@ def odd_inputs(n):
         b"%PDF",
         "🐍".encode(),
     ]
-    refused = lost = 0
+    refused = 0
+    lost = 0
     for i in range(n):
         try:
             with (
@@ -233,11 +249,8 @@ def odd_inputs(n):
                         ["txt", "csv", "jsonl", "json", "parquet", "txt.gz", "jsonl.gz", "md"]
                     )
                     content = b"".join(random.choices(words, k=random.randint(0, 60)))
-                    content = (
-                        gzip.compress(content)
-                        if suffix.endswith("gz") and random.random() < 0.7
-                        else content
-                    )
+                    if suffix.endswith("gz") and random.random() < 0.7:
+                        content = gzip.compress(content)
                     Path(f"odd.{suffix}").write_bytes(content)
                     errors = random.choice(["strict", "replace"])
                     prepare.main(
@@ -267,18 +280,23 @@ def odd_inputs(n):
 
 
 def full_disk(n):
-    lost, said = 0, ""
+    lost = 0
+    said = ""
     for i in range(n):
-        limit = random.randint(
-            200_000, 900_000
-        )  # bytes of a file: a stand-in for a disk that fills up
-        grow = lambda limit=limit: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))  # noqa: E731
-        process = script("train.py", *RUN, "--n_embd=64", f"--out_dir=out/full{i}", preexec_fn=grow)
+        # A limit on the bytes of a file stands in for a disk that fills up.
+        limit = random.randint(200_000, 900_000)
+
+        def set_limit(limit=limit):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+        args = [*RUN, "--n_embd=64", f"--out_dir=out/full{i}"]
+        process = script("train.py", *args, preexec_fn=set_limit)
         text = process.communicate()[0]
         ended = process.returncode == 0 or one_line(text)
         left = [p for p in Path(f"out/full{i}").glob("*.pt") if not weights(p)]
         lost += not ended or bool(left)
-        said = text.strip().splitlines()[-1][:90] if process.returncode else said
+        if process.returncode:
+            said = text.strip().splitlines()[-1][:90]
     note("no room for a file", n, lost, f"`{said}…`; what was there is whole")
 
 
@@ -295,9 +313,8 @@ def two_at_once(n):
             refused = [text for text, code in zip(said, ended, strict=True) if code]
             lost += 0 not in ended or not all(map(one_line, refused))
         lost += not same(weights("out/whole/last.pt"), weights(f"out/two{i}/last.pt"))
-        lost += (
-            Path(f"data/two{i}/train.bin").read_bytes() != Path("data/big/train.bin").read_bytes()
-        )
+        alone = Path("data/big/train.bin").read_bytes()
+        lost += Path(f"data/two{i}/train.bin").read_bytes() != alone
     note(
         "two train.py, two prepare.py into one folder",
         2 * n,
@@ -334,7 +351,8 @@ def stopped(n):
 
 
 def lost_ranks(n):
-    lost, hung = 0, 0
+    lost = 0
+    hung = 0
     for i in range(n):
         command = [
             sys.executable,
@@ -347,7 +365,7 @@ def lost_ranks(n):
         command += [str(ROOT / "train.py"), *RUN, f"--out_dir=out/rank{i}", "--resume=auto"]
         with open(f"rank{i}.txt", "w") as said:
             process = subprocess.Popen(command, env=ENV, stdout=said, stderr=subprocess.DEVNULL)
-        while "\nval " not in Path(f"rank{i}.txt").read_text():  # until there is a checkpoint
+        while "\nval " not in Path(f"rank{i}.txt").read_text():  # wait for the first checkpoint
             time.sleep(0.05)
         children = subprocess.run(
             ["pgrep", "-P", str(process.pid)], capture_output=True, text=True
@@ -369,19 +387,16 @@ def lost_ranks(n):
         "a rank killed under torchrun --max_restarts=2",
         n,
         lost,
-        f"{n - hung} went on by themselves, {hung} hung in torch's restart and went on by --resume=auto",
+        f"{n - hung} went on by themselves, "
+        f"{hung} hung in torch's restart and went on by --resume=auto",
     )
 
 
 def main():
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
-        text = " ".join(
-            random.choices(
-                ["the", "of", "and", "in", "is", "that", "for", "was", "with", "not"], k=40_000
-            )
-        )
-        Path("words.txt").write_text(text)
+        words = ["the", "of", "and", "in", "is", "that", "for", "was", "with", "not"]
+        Path("words.txt").write_text(" ".join(random.choices(words, k=40_000)))
         prepare.main(["words.txt"])
         kills_of_training(3 if SHORT else 25)
         kills_of_prepare(2 if SHORT else 25)
@@ -396,8 +411,9 @@ def main():
     head = ["fault", "tries", "lost", "what was seen"]
     table = "\n".join("| " + " | ".join(map(str, row)) + " |" for row in (head, ["---"] * 4, *rows))
     if not SHORT:
-        said = f"# Faults tried\n\nWritten by `python results/faults.py` (torch {torch.__version__}).\n\n{table}\n"
-        Path("results/FAULTS.md").write_text(said, encoding="utf-8")
+        writer = f"Written by `python results/faults.py` (torch {torch.__version__})."
+        page = f"# Faults tried\n\n{writer}\n\n{table}\n"
+        Path("results/FAULTS.md").write_text(page, encoding="utf-8")
     return sum(row[2] for row in rows) > 0
 
 

@@ -1,4 +1,7 @@
-"""results/selfplay.png: what is lost over time, self-play and its controls, from the logs in results/selfplay/."""
+"""Draw results/selfplay.png from the logs in results/selfplay/.
+
+The picture shows how many lines self-play and its controls lose over time.
+"""
 
 import json
 from pathlib import Path

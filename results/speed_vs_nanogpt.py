@@ -1,11 +1,14 @@
-"""Training bytes/s of this project beside nanoGPT's, on this machine, at equal parameters, context and batch.
+"""Compare the training speed of this project with nanoGPT's on this machine.
+
+Both get equal parameters, context and batch.
 
     python results/speed_vs_nanogpt.py PATH/TO/nanoGPT [--rounds=5] [--fast] [--sizes=0.8M,10M]
 
-Each arm is a process of its own that trains for a few steps (forward, backward, clipping, optimizer) after a warm-up;
-the arms take turns, and ratios are taken within a round. Default: float32, no compile. --fast: bfloat16 autocast and
-torch.compile for every arm. Context and batch are those of nanoGPT's Shakespeare recipe; a byte is a symbol for both
-(nanoGPT gets vocab_size 256). Prints a line of JSON per arm.
+Each arm is a process of its own. After a warm-up it trains for a few steps: forward, backward,
+clipping and optimizer. The arms take turns, and a ratio compares two arms of one round. By default,
+all arms run in float32 without a compiler; with --fast, they use bfloat16 autocast and
+torch.compile. Context and batch come from nanoGPT's Shakespeare recipe. Both read bytes, so nanoGPT
+gets vocab_size 256. The script prints a line of JSON per arm.
 """
 
 import json
@@ -41,7 +44,8 @@ SIZES = {
 def worker(arm, size, path, fast):
     """Train one arm for a few steps; print its bytes/s and parameters."""
     spec = SIZES[size]
-    batch, steps = spec["batch"], spec["steps"]
+    batch = spec["batch"]
+    steps = spec["steps"]
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=fast)
     text = torch.frombuffer(
         bytearray((ROOT / "model.py").read_bytes() * 20), dtype=torch.uint8
@@ -58,7 +62,10 @@ def worker(arm, size, path, fast):
         model = GPT(GPTConfig(block_size=T, vocab_size=256, dropout=0.0, bias=False, **spec[arm]))
         optimizers = [model.configure_optimizers(0.1, 1e-3, (0.9, 0.99), "cpu")]
         forward = torch.compile(model) if fast else model
-        loss_of = lambda x, y: forward(x, y)[1]  # noqa: E731
+
+        def loss_of(x, y):
+            return forward(x, y)[1]
+
     else:
         from config import Config
         from lib.machine import keep_freed_memory, pick_dtype
@@ -94,20 +101,16 @@ def main():
         return worker(*options["worker"].split(","), words[0], fast)
     if not words or not (Path(words[0]) / "model.py").exists():
         sys.exit(__doc__)
-    print(
-        f"torch {torch.__version__}, {torch.get_num_threads()} threads, {'bfloat16 + compile' if fast else 'float32'}"
-    )
+    kind = "bfloat16 + compile" if fast else "float32"
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {kind}")
     for size in options.get("sizes", "0.8M,10M").split(","):
-        speeds, arms = {}, ("nanogpt", "none", "space")
+        speeds = {}
+        arms = ("nanogpt", "none", "space")
         for _ in range(int(options.get("rounds", 5))):
             for arm in arms:
-                command = [
-                    sys.executable,
-                    __file__,
-                    words[0],
-                    f"--worker={arm},{size}",
-                    *(["--fast"] if fast else []),
-                ]
+                command = [sys.executable, __file__, words[0], f"--worker={arm},{size}"]
+                if fast:
+                    command.append("--fast")
                 done = subprocess.run(command, capture_output=True, text=True, check=True)
                 speed, parameters = json.loads(done.stdout.splitlines()[-1])
                 speeds.setdefault(arm, []).append(speed)
