@@ -1,4 +1,4 @@
-"""The laws of the model: each is a property of every pooling, with and without n-gram tables."""
+"""The laws of the model. Each holds for every pooling, with and without n-gram tables."""
 
 import copy
 import math
@@ -29,18 +29,24 @@ from model import (
 
 @pytest.fixture(autouse=True)
 def device(request):
-    """`pytest tests/test_model.py --device=cuda` tries the laws there, with that device's attention and compiler."""
+    """The device of `pytest tests/test_model.py --device=cuda`.
+
+    The laws then run with that device's attention and compiler.
+    """
     torch.set_default_device(request.config.getoption("device"))
     yield request.config.getoption("device")
     torch.set_default_device("cpu")
 
 
 SHIPPED = sorted([*Path("config").glob("[a-z]*.py"), *Path("config/races").glob("[a-z]*.py")])
-POOLINGS = get_args(ModelConfig.__annotations__["pooling"])  # a new rule gets all laws
+POOLINGS = get_args(ModelConfig.__annotations__["pooling"])  # all laws apply to a new rule
 
 
 def tiny(pooling="space", seed=0, **knobs):
-    """A small model with every weight random, the zero-initialised ones too: otherwise most of it would not count."""
+    """A small model with random weights everywhere.
+
+    A new model starts with some weights at zero, and most of it would have no effect.
+    """
     torch.manual_seed(seed)
     sizes = {
         "block_size": 48,
@@ -59,7 +65,10 @@ def tiny(pooling="space", seed=0, **knobs):
 
 
 def text(n, rows=1, seed=0):
-    """Random bytes of every kind with about as many spaces as English has, half of them copies of earlier ones."""
+    """Random bytes with about as many spaces as English has.
+
+    Half of the bytes are copies of earlier ones.
+    """
     generator = torch.Generator("cpu").manual_seed(seed)
     idx = torch.randint(0, 256, (rows, n), generator=generator, device="cpu")
     spaces = torch.rand(rows, n, generator=generator, device="cpu") < 0.18
@@ -72,7 +81,7 @@ def text(n, rows=1, seed=0):
 
 @torch.no_grad()
 def read(model, idx):
-    """What `read` gives for whole texts, before the head."""
+    """The output of `read` for whole texts, before the head."""
     return model.read(idx, model.start(len(idx)))[0]
 
 
@@ -88,7 +97,7 @@ def pooling(request):
 @pytest.mark.parametrize("n_grams", [0, 2])
 @torch.no_grad()
 def test_causal_at_every_byte(pooling, n_grams):
-    """Law 1, in reading and in training's pass, also where patches overflow."""
+    """Law 1, for `read` and for the training pass, also when patches overflow."""
     idx = text(40)
     places = [
         (t, byte) for t in range(40) for byte in (ord(" "), ord("e"), EOT) if idx[0, t] != byte
@@ -98,17 +107,17 @@ def test_causal_at_every_byte(pooling, n_grams):
         changed[row, t] = byte
     for max_patches in (0, 6) if pooling != "none" else (0,):
         model = tiny(pooling, n_grams=n_grams, max_patches=max_patches)
-        for what in (model.hidden, lambda x, model=model: read(model, x)):
-            difference = (what(changed) - what(idx)[0]).abs().amax(dim=2)
+        for forward in (model.hidden, lambda x, model=model: read(model, x)):
+            difference = (forward(changed) - forward(idx)[0]).abs().amax(dim=2)
             for row, (t, _) in enumerate(places):
                 assert difference[row, :t].amax() < 1e-5 if t else True
-                assert difference[row, t] > 1e-4, "byte t itself does count"
+                assert difference[row, t] > 1e-4, "byte t must have an effect at t"
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.binary(min_size=1, max_size=80), st.integers(1, 7))
 def test_patches_of_a_prefix_are_a_prefix_of_the_patches(raw, max_patch):
-    """Law 2, and the rule in words: written out as a loop over bytes."""
+    """Law 2, and the rule of space pooling as a plain loop over bytes."""
     for pooling in POOLINGS:
         model = tiny(pooling, max_patch=1 if pooling == "none" else max_patch)
         idx = torch.tensor([list(raw)])
@@ -116,18 +125,20 @@ def test_patches_of_a_prefix_are_a_prefix_of_the_patches(raw, max_patch):
         for n in range(1, len(raw) + 1):
             assert torch.equal(model.patch_ends(idx[:, :n])[0], ends[:, :n])
         if pooling == "space":
-            since, expected = 0, []
+            since = 0
+            expected = []
             space = [b == EOT or (b < 0x80 and not chr(b).isalnum()) for b in raw]
             for t in range(len(raw)):
                 since = 0 if t == 0 or (space[t] and not space[t - 1]) else since + 1
                 expected.append(since % max_patch == 0)
             assert ends[0].tolist() == expected
-        assert ends[0, 0], "the first byte ends a patch"
+        assert ends[0, 0], "the first byte must end a patch"
 
 
 def test_uniform_output_scores_eight_bits(pooling):
-    """Law 3: a model that knows nothing pays exactly log 256 for each byte, none is left out."""
-    model, idx = tiny(pooling), text(300, rows=2)
+    """Law 3: a model that knows nothing pays exactly log 256 for each byte, without exception."""
+    model = tiny(pooling)
+    idx = text(300, rows=2)
     model.embed.weight.data.zero_()
     assert torch.allclose(model.nats(idx[:, :-1], idx[:, 1:]) / math.log(2), torch.tensor(8.0))
 
@@ -140,7 +151,10 @@ def test_uniform_output_scores_eight_bits(pooling):
     st.integers(0, 60),
 )
 def test_a_match_is_what_followed_the_same_symbols_last_time(raw, lengths, window, earlier):
-    """n-gram matches beside a search with plain strings; the first `earlier` symbols are what a state remembers."""
+    """Compare n-gram matches with a search in plain strings.
+
+    A state remembers the first `earlier` symbols.
+    """
     seen = torch.tensor([[NONE] * (window + max(lengths) - 1) + [ord(c) for c in raw]])
     T = max(1, len(raw) - earlier)
 
@@ -159,8 +173,12 @@ def test_a_match_is_what_followed_the_same_symbols_last_time(raw, lengths, windo
 @settings(max_examples=40, deadline=None)
 @given(st.text(alphabet="ab1 ,.é\n", min_size=1, max_size=60), st.integers(0, 2))
 def test_hashes_are_of_ngrams(string, before):
-    """Spelt out, of the last 2, 3, 4 bytes: checkpoints depend on these rows of the table."""
-    model, raw = tiny(n_grams=3, gram_rows=1000), list(string.encode())
+    """Compute the hashes of the last 2, 3 and 4 bytes step by step.
+
+    Checkpoints depend on these rows of the table.
+    """
+    model = tiny(n_grams=3, gram_rows=1000)
+    raw = list(string.encode())
     seen = [NONE] * 3 + raw
 
     def row(first, last):
@@ -176,8 +194,12 @@ def test_hashes_are_of_ngrams(string, before):
 @pytest.mark.parametrize("n_grams", [0, 2])
 @torch.no_grad()
 def test_likelihood_is_a_product_of_next_byte_probabilities(pooling, n_grams):
-    """Law 3: the same as asking for one byte after another; probabilities of all 256 next bytes sum to 1."""
-    model, idx = tiny(pooling, n_grams=n_grams), text(70)
+    """Law 3: a text's likelihood equals the product over single bytes.
+
+    The probabilities of all 256 next bytes sum to 1.
+    """
+    model = tiny(pooling, n_grams=n_grams)
+    idx = text(70)
     nats = model.nats(idx[:, :-1], idx[:, 1:])[0]
     for t in range(20, 69):
         p = logits(model, idx[:, : t + 1])[0, -1].double().log_softmax(0)
@@ -186,8 +208,9 @@ def test_likelihood_is_a_product_of_next_byte_probabilities(pooling, n_grams):
 
 
 def test_scores_do_not_depend_on_the_batch(pooling):
-    """Law 3: a row's score is its own, whoever shares the batch."""
-    model, idx = tiny(pooling, n_grams=1), text(60, rows=7)
+    """Law 3: a row's score stays the same, whatever other rows share its batch."""
+    model = tiny(pooling, n_grams=1)
+    idx = text(60, rows=7)
     together = model.nats(idx[:, :-1], idx[:, 1:])
     for row in range(7):
         alone = model.nats(idx[row : row + 1, :-1], idx[row : row + 1, 1:])
@@ -198,13 +221,14 @@ def test_scores_do_not_depend_on_the_batch(pooling):
 @pytest.mark.parametrize("prompt", [1, 2, 3, 17, 150])
 @torch.no_grad()
 def test_incremental_equals_full(pooling, n_grams, prompt):
-    """Law 4, for rows whose patches end at different bytes, far past the context, where the trunk slides."""
-    model, idx = (
-        tiny(pooling, n_grams=n_grams, max_patches=48 if pooling == "none" else 7),
-        text(240, rows=3),
-    )
+    """Law 4, for rows whose patches end at different bytes.
+
+    The texts go far past the context, so that the trunk's window slides.
+    """
+    model = tiny(pooling, n_grams=n_grams, max_patches=48 if pooling == "none" else 7)
+    idx = text(240, rows=3)
     full = logits(model, idx)
-    assert int(model.patch_ends(idx)[0].sum(1).min()) > 3 * model.cfg.n_patches  # it does slide
+    assert int(model.patch_ends(idx)[0].sum(1).min()) > 3 * model.cfg.n_patches  # so it slides
     x, state = model.read(idx[:, :prompt], model.start(3), last=True)
     assert (model.head(x[:, -1]) - full[:, prompt - 1]).abs().max() < 1e-4
     for t in range(prompt, idx.size(1)):
@@ -220,11 +244,15 @@ def test_incremental_equals_full(pooling, n_grams, prompt):
 )
 @torch.no_grad()
 def test_reading_in_pieces_equals_reading_at_once(pooling, pieces, seed):
-    """Law 4, for any cut of the text, pieces longer than the context included; and after rows are repeated."""
+    """Law 4, for any cut of the text.
+
+    Some pieces exceed the context, and the test repeats a row of the state.
+    """
     model = tiny(pooling, n_grams=2, max_patches=48 if pooling == "none" else 7)
     rows = torch.tensor([0, 1, 1])
     idx = text(sum(pieces), rows=2, seed=seed)[rows]
-    full, start = logits(model, idx), pieces[0]
+    full = logits(model, idx)
+    start = pieces[0]
     state = rows_of(model.read(idx[:2, :start], model.start(2))[1], rows)
     for n in pieces[1:]:
         x, state = model.read(idx[:, start : start + n], state)
@@ -234,10 +262,12 @@ def test_reading_in_pieces_equals_reading_at_once(pooling, pieces, seed):
 
 @torch.no_grad()
 def test_going_back_to_an_earlier_state_takes_back_what_was_read(pooling):
-    """A rejected draft leaves no trace, also where keys and values have been moved or dropped since."""
+    """A rejected draft leaves no trace, even after it moved or dropped keys and values."""
     model = tiny(pooling, n_grams=1, max_patches=48 if pooling == "none" else 7)
-    idx, draft = text(150, rows=2), text(150, rows=2, seed=1)
-    full, state = logits(model, idx), model.start(2)
+    idx = text(150, rows=2)
+    draft = text(150, rows=2, seed=1)
+    full = logits(model, idx)
+    state = model.start(2)
     for t in range(0, 150, 3):
         model.read(draft[:, : 1 + t % 70], state)
         x, state = model.read(idx[:, t : t + 3], state)
@@ -248,10 +278,11 @@ def test_going_back_to_an_earlier_state_takes_back_what_was_read(pooling):
 @given(st.binary(max_size=60))
 @torch.no_grad()
 def test_any_prompt_generates_what_the_full_pass_says(prompt):
-    """Law 4: prompts of 0, 1, 2 and of any bytes; greedy generation equals greedy over full passes."""
+    """Law 4: greedy generation equals the best bytes of full passes, for prompts of any length."""
     for pooling in POOLINGS:
         model = tiny(pooling, n_grams=1)
-        made, expected = bytes(model.generate(prompt, 12, temperature=0, stop=False)), b""
+        made = bytes(model.generate(prompt, 12, temperature=0, stop=False))
+        expected = b""
         for _ in range(12):
             expected += bytes(
                 [int(logits(model, torch.tensor([[EOT, *prompt, *expected]]))[0, -1].argmax())]
@@ -260,7 +291,7 @@ def test_any_prompt_generates_what_the_full_pass_says(prompt):
 
 
 def test_texts_generated_together_are_those_generated_alone(pooling):
-    """One `generate` for one text and many, whatever the lengths of their prompts."""
+    """`generate` writes the same texts together and alone, with prompts of any length."""
     model = tiny(pooling, n_grams=1)
     prompts = [
         b"",
@@ -275,20 +306,26 @@ def test_texts_generated_together_are_those_generated_alone(pooling):
 
 
 def test_training_pass_equals_exact_pass_when_patches_fit(pooling):
-    """Training's own pass, with fixed shapes, and `read` are made of the same parts."""
-    model, idx = tiny(pooling, n_grams=2, max_patches=48), text(49, rows=4)
+    """The training pass has fixed shapes, and gives the same output as `read`."""
+    model = tiny(pooling, n_grams=2, max_patches=48)
+    idx = text(49, rows=4)
     assert torch.allclose(model.hidden(idx[:, :-1]), read(model, idx[:, :-1]), atol=1e-5)
     loss = model(idx[:, :-1], idx[:, 1:])
     assert loss.item() == pytest.approx(model.nats(idx[:, :-1], idx[:, 1:]).mean().item(), rel=1e-5)
 
 
 def test_overflow_keeps_the_first_patches_and_loses_no_byte():
-    """Bytes before the first dropped patch are untouched; those after it still get a prediction from what is kept."""
+    """The bytes before the first dropped patch keep their exact output.
+
+    Later bytes still get a prediction from the other patches.
+    """
     idx = text(48)
-    model, larger = tiny("space", max_patches=6), tiny("space", max_patches=48)
+    model = tiny("space", max_patches=6)
+    larger = tiny("space", max_patches=48)
     ends = model.patch_ends(idx)[0][0].nonzero()[:, 0]
     assert len(ends) > 6
-    cut, exact = model.hidden(idx), larger.hidden(idx)
+    cut = model.hidden(idx)
+    exact = larger.hidden(idx)
     assert torch.allclose(cut[:, : ends[6]], exact[:, : ends[6]], atol=1e-5)
     assert not torch.allclose(cut[:, ends[6] :], exact[:, ends[6] :], atol=1e-5)
     assert torch.isfinite(cut).all()
@@ -296,7 +333,7 @@ def test_overflow_keeps_the_first_patches_and_loses_no_byte():
 
 @pytest.mark.parametrize("reach", [1, 2, 5, 8])
 def test_local_reach_is_exact(reach):
-    """Law 5: output t of a local layer depends on bytes t - reach + 1 .. t, on each of them, and on no other."""
+    """Law 5: output t of a local layer depends on each of the bytes t - reach + 1 .. t alone."""
     torch.manual_seed(0)
     layer = LocalLayer(ModelConfig(local_reach=reach, n_local_embd=16))
     for p in layer.parameters():
@@ -305,7 +342,8 @@ def test_local_reach_is_exact(reach):
     for t in range(20):
         gradient = torch.autograd.grad(layer(x)[0, t].sum(), x)[0][0].abs().sum(dim=1)
         assert (gradient > 0).nonzero()[:, 0].tolist() == list(range(max(0, t - reach + 1), t + 1))
-    whole, inputs = layer(x), [torch.zeros(1, reach - 1, 16)]  # and the same byte by byte
+    whole = layer(x)
+    inputs = [torch.zeros(1, reach - 1, 16)]  # compare with the layer byte by byte
     for t in range(20):
         past = Past(inputs)
         assert torch.allclose(layer(x[:, t : t + 1], past)[:, 0], whole[:, t], rtol=1e-4, atol=1e-3)
@@ -315,7 +353,10 @@ def test_local_reach_is_exact(reach):
 @pytest.mark.parametrize("pieces", [[60], [1] * 60, [7, 20, 1, 32]])
 @torch.no_grad()
 def test_the_trunk_sees_exactly_its_last_patches(pieces):
-    """Law 5, with one layer and local layers that see one byte: a patch of two bytes counts for the next 5 patches."""
+    """Law 5: a patch of two bytes affects the next five patches alone.
+
+    The model has one layer, and its local layers see one byte.
+    """
     knobs = {
         "n_layer": 1,
         "n_loop": 1,
@@ -324,10 +365,12 @@ def test_the_trunk_sees_exactly_its_last_patches(pieces):
         "local_reach": 1,
         "max_patch": 2,
     }
-    model, idx = tiny("fixed", max_patches=5, **knobs), text(60)
+    model = tiny("fixed", max_patches=5, **knobs)
+    idx = text(60)
 
     def hidden(idx):
-        parts, state = [], model.start(1)
+        parts = []
+        state = model.start(1)
         for piece in idx.split(pieces, dim=1):
             x, state = model.read(piece, state)
             parts.append(x)
@@ -342,7 +385,7 @@ def test_the_trunk_sees_exactly_its_last_patches(pieces):
 
 
 def test_embedding_is_the_head(pooling, tmp_path):
-    """Law 6: one tensor after init, .to(), copy, save and load, counted once."""
+    """Law 6: they stay one tensor after init, .to(), copy, save and load, and count once."""
     model = tiny(pooling)
     for other in (model, model.to(torch.float64).to(torch.float32), copy.deepcopy(model)):
         names = [
@@ -357,14 +400,16 @@ def test_embedding_is_the_head(pooling, tmp_path):
     again = tiny(pooling, seed=1)
     again.load_state_dict(torch.load(tmp_path / "w.pt", weights_only=True))
     idx = text(30)
-    torch.testing.assert_close(
-        logits(again, idx), logits(model, idx)
-    )  # (a GPU adds in no fixed order)
+    # Not bit for bit, because a GPU may add in any order.
+    torch.testing.assert_close(logits(again, idx), logits(model, idx))
     assert parameter_table(model)["total"] == sum(p.numel() for p in set(model.parameters()))
 
 
 def test_training_shapes_do_not_depend_on_the_text(pooling, device):
-    """Law 7: one graph without breaks serves every text; on a GPU it is compiled for real, and gives the same loss."""
+    """Law 7: one graph without breaks serves every text and gives the same loss.
+
+    On a GPU, the test runs the real compiler.
+    """
     model = tiny(pooling, n_grams=1).train()
     texts = [text(48, rows=2, seed=s) for s in range(3)]
     texts += [torch.full((2, 48), ord(" ")), torch.full((2, 48), ord("a"))]
@@ -378,29 +423,40 @@ def test_training_shapes_do_not_depend_on_the_text(pooling, device):
 
 
 def test_an_eager_trunk_comes_in_few_sizes():
-    """Memory once grew with every step: a CPU's library keeps code for each size of a product that it has seen."""
-    model, sizes = (
-        STLM(ModelConfig(block_size=256, n_layer=1, n_head=2, n_embd=16, n_local_embd=16)),
-        set(),
-    )
+    """Memory once grew with every step.
+
+    A CPU's library keeps code for each size of matrix product that it has seen.
+    """
+    model = STLM(ModelConfig(block_size=256, n_layer=1, n_head=2, n_embd=16, n_local_embd=16))
+    sizes = set()
     trunk = model.trunk
-    model.trunk = lambda z, positions: sizes.add(z.size(1)) or trunk(z, positions)
+
+    def watch_sizes(z, positions):
+        sizes.add(z.size(1))
+        return trunk(z, positions)
+
+    model.trunk = watch_sizes
     for n_words in range(1, 64):
-        model.hidden(torch.tensor([list(b"a " * n_words + b"b" * (256 - 2 * n_words))]))
+        raw = (b"a " * n_words).ljust(256, b"b")
+        model.hidden(torch.tensor([list(raw)]))
     assert sizes == {32, 64}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("pooling", [rule for rule in POOLINGS if rule != "none"])
 def test_compiled_gradients_are_the_eager_ones(pooling, device):
-    """The real compiler, on real shapes: it once lost the gradient of the look-ups of each patch's last byte."""
+    """Run the real compiler on real shapes.
+
+    It once lost the gradient of the look-ups of each patch's last byte.
+    """
     cfg = build(
         Config,
         load_file(Config, "config/demo.py")[0]
         | {"pooling": pooling, "max_patches": 96, "n_layer": 1},
     )
     torch.manual_seed(0)
-    model, idx = STLM(cfg).train(), text(cfg.block_size + 1, rows=2)
+    model = STLM(cfg).train()
+    idx = text(cfg.block_size + 1, rows=2)
     gradients = []
     torch._dynamo.reset()
     for forward in (model, torch.compile(model)):
@@ -413,23 +469,30 @@ def test_compiled_gradients_are_the_eager_ones(pooling, device):
 
 @torch.no_grad()
 def test_reading_in_other_dtypes(pooling, device):
-    """In float64 exactly; under autocast, where a GPU's layer norm gives float32 and its products bfloat16, nearly."""
-    model, idx = tiny(pooling, n_grams=1), text(60, rows=3)
-    exact, state = logits(model.double(), idx), model.start(3)
+    """float64 gives exact results, and autocast close ones.
+
+    Under autocast, a GPU's layer norm gives float32 and its matrix products give bfloat16.
+    """
+    model = tiny(pooling, n_grams=1)
+    idx = text(60, rows=3)
+    exact = logits(model.double(), idx)
+    state = model.start(3)
     parts = []
     for piece in idx.split([1, 30, 1, 28], dim=1):
         x, state = model.read(piece, state)
         parts.append(model.head(x))
     assert x.dtype == torch.float64 and torch.allclose(torch.cat(parts, dim=1), exact, atol=1e-5)
     with torch.autocast(device, torch.bfloat16):
-        model, state = model.float(), model.start(3)
+        model = model.float()
+        state = model.start(3)
         for piece in idx.split([1, 30, 1, 28], dim=1):
             x, state = model.read(piece, state)
         last = model.head(x)[:, -1]
     assert (last - exact[:, -1]).abs().mean() < 0.1 * exact[:, -1].abs().mean()
 
 
-# The most parameters of configs whose name is no size: a tenth of nanoGPT's 10.65M, for example.
+# The most parameters that a config may have when its name gives no size.
+# One limit, for example, is a tenth of nanoGPT's 10.65M.
 MOST = {
     "demo": 1.1e6,
     "selfplay_text": 1.1e6,
@@ -444,12 +507,15 @@ MOST = {
 
 
 LARGE = ("stlm_50m", "stlm_100m", "plain_50m", "bpe_50m", "gpt2_124m")
-ALL = [pytest.param(p, marks=[pytest.mark.slow] * (p.stem in LARGE), id=p.stem) for p in SHIPPED]
+ALL = []
+for shipped in SHIPPED:
+    marks = [pytest.mark.slow] if shipped.stem in LARGE else []
+    ALL.append(pytest.param(shipped, marks=marks, id=shipped.stem))
 
 
 @pytest.mark.parametrize("path", ALL)
 def test_shipped_configs(path):
-    """Law 8: counts are what the names say; byte models start at 8.0 +- 0.3 bpb."""
+    """Law 8: parameter counts match the names, and byte models start at 8.0 +- 0.3 bpb."""
     cfg = build(Config, load_file(Config, path)[0])
     with torch.device("meta"):
         total = parameter_table(STLM(cfg))["total"]
@@ -463,7 +529,8 @@ def test_shipped_configs(path):
             assert total >= 0.98 * most
     if cfg.tokenizer == "bytes":
         torch.manual_seed(0)
-        model, idx = STLM(cfg), text(cfg.block_size + 1)
+        model = STLM(cfg)
+        idx = text(cfg.block_size + 1)
         english = (
             b"It was the best of times, it was the worst of times, it was the age of wisdom. " * 40
         )
@@ -472,10 +539,11 @@ def test_shipped_configs(path):
 
 
 def test_one_batch_can_be_learnt_by_heart(pooling):
-    """Law 8."""
+    """Law 8: training on one batch brings its loss close to zero."""
     torch.manual_seed(0)
     cfg = ModelConfig(pooling=pooling, block_size=48, n_layer=2, n_head=2, n_embd=64, max_patch=5)
-    model, idx = STLM(cfg), text(49, 4)
+    model = STLM(cfg)
+    idx = text(49, 4)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for _ in range(250):
         optimizer.zero_grad()
@@ -486,7 +554,7 @@ def test_one_batch_can_be_learnt_by_heart(pooling):
 
 
 def test_first_weights_follow_from_seed_and_name_alone():
-    """Other layers, or layers in another order, leave the first values of all others as they are."""
+    """Additional layers leave the first values of all other weights alone."""
 
     def weights(seed, **knobs):
         torch.manual_seed(seed)
@@ -498,7 +566,7 @@ def test_first_weights_follow_from_seed_and_name_alone():
         assert all(torch.equal(w, other[name]) for name, w in base.items())
     changed = weights(2, n_layer=2)
     assert all(torch.equal(w, changed[name]) == (not w.any()) for name, w in base.items())
-    # two tensors of one shape differ, and so do two models made one after the other
+    # Two tensors of one shape differ, and so do two models that one seed makes in turn.
     assert not torch.equal(base["decoder.0.up.weight"], base["decoder.1.up.weight"])
     first, second = (STLM(ModelConfig(n_layer=1, n_embd=12)).embed.weight for _ in range(2))
     assert not torch.equal(first, second)
@@ -514,19 +582,22 @@ def test_at_first_every_residual_branch_adds_nothing():
 
 
 def test_looping_and_sharing_save_parameters():
-    base, shared = tiny(n_loop=1, canon_reach=1), tiny(n_loop=3, canon_reach=1, share_ffn=True)
+    base = tiny(n_loop=1, canon_reach=1)
+    shared = tiny(n_loop=3, canon_reach=1, share_ffn=True)
     trunk = parameter_table(base)["trunk"]
     feed_forward = sum(p.numel() for p in base.blocks[0].feed_forward.parameters())
     assert parameter_table(shared)["trunk"] == trunk - feed_forward
     assert trunk == sum(p.numel() for p in base.blocks.parameters())
     idx = text(48)
-    assert torch.isfinite(logits(shared, idx)).all() and flops_per_symbol(
-        shared
-    ) > flops_per_symbol(base)
+    assert torch.isfinite(logits(shared, idx)).all()
+    assert flops_per_symbol(shared) > flops_per_symbol(base)
 
 
 def test_flops_count_what_a_profiler_counts(pooling):
-    """flops_per_symbol against torch's own counter over a forward and backward pass, without attention's products."""
+    """Compare flops_per_symbol with torch's counter over a forward and backward pass.
+
+    The comparison leaves out the matrix products of attention.
+    """
     from torch.utils.flop_counter import FlopCounterMode
 
     max_patches = 0 if pooling == "none" else 24
@@ -537,7 +608,8 @@ def test_flops_count_what_a_profiler_counts(pooling):
         "n_grams": 3,
         "gram_width": 24,
     }
-    model, idx = tiny(pooling, **knobs).train(), text(97, 4)
+    model = tiny(pooling, **knobs).train()
+    idx = text(97, 4)
     with FlopCounterMode(display=False) as counter:
         model(idx[:, :-1], idx[:, 1:]).backward()
     counted = sum(
@@ -546,9 +618,9 @@ def test_flops_count_what_a_profiler_counts(pooling):
         if op.__name__ in ("mm", "addmm", "bmm")
     )
     attention = 6 * model.cfg.n_layer * model.cfg.n_loop * 32 * model.cfg.n_patches
-    ours = flops_per_symbol(model) - attention * (
-        1 if pooling == "none" else model.cfg.n_patches / 96
-    )
+    if pooling != "none":
+        attention *= model.cfg.n_patches / 96
+    ours = flops_per_symbol(model) - attention
     convolutions = 6 * sum(p.numel() for n, p in model.named_parameters() if "canon." in n)
     assert ours - convolutions == pytest.approx(counted / (4 * 96), rel=0.2)
 
@@ -611,10 +683,9 @@ def test_generate_stops_at_the_end_of_the_document():
     for p in model.parameters():
         p.data.zero_()
     torch.nn.init.normal_(model.embed.weight)
-    model.embed.weight.data[EOT] = (
-        10 * model.embed.weight.data[ord("a")]
-    )  # so that EOT always follows "a"
-    model.embed.weight.data[ord("b")] = -model.embed.weight.data[ord("a")]  # and never "b"
+    # EOT always follows "a" and never follows "b".
+    model.embed.weight.data[EOT] = 10 * model.embed.weight.data[ord("a")]
+    model.embed.weight.data[ord("b")] = -model.embed.weight.data[ord("a")]
     assert bytes(model.generate(b"aa", 20, temperature=0)) == b""
     assert len(bytes(model.generate(b"aa", 20, temperature=0, stop=False))) == 20
     steps = list(model.generate([b"aa", b"bb"], 20, temperature=0))

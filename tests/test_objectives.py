@@ -1,4 +1,4 @@
-"""What a model is trained for: no objective sees what it predicts, each learns, and each can be resumed."""
+"""The objectives: each learns and resumes, and none of them sees the text that it predicts."""
 
 import json
 import signal
@@ -15,7 +15,8 @@ from lib.files import load_checkpoint, load_model
 from lib.objectives import MASK, make_objective
 from model import STLM, ModelConfig
 
-# of text; game and spin have batches of their own (test_selfplay.py). A new objective gets all laws.
+# The objectives of text. The objectives game and spin make their own batches: see test_selfplay.py.
+# All laws apply to a new objective.
 OBJECTIVES = sorted(set(get_args(Config.__annotations__["objective"])) - {"game", "spin"})
 OTHERS = [name for name in OBJECTIVES if name != "next_byte"]
 POOLINGS = get_args(ModelConfig.__annotations__["pooling"])
@@ -23,7 +24,7 @@ POOLINGS = get_args(ModelConfig.__annotations__["pooling"])
 
 @pytest.fixture(scope="module")
 def teacher(data_dir, tmp_path_factory):
-    """A run to learn from: 60 steps on the words."""
+    """The folder of a teacher, which trained for 60 steps on the words."""
     out = tmp_path_factory.mktemp("teacher") / "run"
     knobs = [
         "--block_size=64",
@@ -56,7 +57,10 @@ def teacher(data_dir, tmp_path_factory):
 
 
 def tiny(objective, teacher="", **knobs):
-    """-> (objective, model) with random weights everywhere, and rows of text (3, 48) with what follows."""
+    """Returns (objective, model, idx, targets) with random weights everywhere.
+
+    idx is text in 3 rows of 48 bytes, and targets are the next bytes.
+    """
     sizes = {
         "block_size": 48,
         "max_patches": 20,
@@ -90,17 +94,24 @@ def loss_of(objective, idx, targets, progress=0.0):
 
 
 def losses_of(objective, idx, targets, progress=0.0):
-    """The loss, and what is watched."""
-    torch.manual_seed(1)  # of what is masked
+    """The loss, and then the figures that the objective watches."""
+    torch.manual_seed(1)  # for the choice of masked bytes
     return objective(idx, targets, torch.tensor(progress)).view(-1)
 
 
 def logits_of(objective, model, idx, targets):
-    """The logits of the bytes that the objective's pass computes, and what its head makes of the patches."""
-    seen, head = [], model.head
-    model.head = lambda x: seen.append(head(x)) or seen[-1]
-    hook = hasattr(objective, "head") and objective is not model
-    hook = objective.head.register_forward_hook(lambda *a: seen.append(a[2])) if hook else None
+    """The logits from the objective's pass, and the output of its own head if it has one."""
+    seen = []
+    head = model.head
+
+    def watch_head(x):
+        seen.append(head(x))
+        return seen[-1]
+
+    model.head = watch_head
+    hook = None
+    if hasattr(objective, "head") and objective is not model:
+        hook = objective.head.register_forward_hook(lambda *a: seen.append(a[2]))
     loss_of(objective, idx, targets)
     del model.head
     if hook:
@@ -115,9 +126,12 @@ def gradients(module):
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_nothing_is_seen_before_it_is_predicted(name, pooling, teacher):
-    """Changing byte t changes no logits before t, and no guess of a patch from before t; targets change neither."""
+    """Byte t changes no logits before t, and no guess about a patch from before t.
+
+    The targets change neither.
+    """
     if (name, pooling) == ("next_patch", "none"):
-        pytest.skip("there are no patches")
+        pytest.skip("pooling=none makes no patches")
     knobs = {"pooling": pooling, "max_patch": 5} | (
         {"max_patches": 0} if pooling != "space" else {}
     )
@@ -133,7 +147,7 @@ def test_nothing_is_seen_before_it_is_predicted(name, pooling, teacher):
         if name == "next_patch":
             ended = model.patch_ends(idx)[0][:, :t].sum(dim=1)
             for a, b, n in zip(before[1], after[1], ended, strict=True):
-                n = min(n, len(a), len(b))  # (the last patch has none to predict)
+                n = min(n, len(a), len(b))  # no patch follows the last one
                 assert torch.allclose(a[:n], b[:n], atol=1e-5), t
 
 
@@ -145,7 +159,9 @@ def test_what_is_masked_has_no_influence():
     other = torch.where(hidden, torch.where(idx == 32, 97, 32), idx)
     assert not torch.equal(other, idx)
     assert torch.equal(loss_of(objective, idx, targets), loss_of(objective, other, targets))
-    assert not torch.equal(objective.mask(idx) == MASK, hidden), "it changes from step to step"
+    assert not torch.equal(objective.mask(idx) == MASK, hidden), (
+        "the mask must change from step to step"
+    )
 
 
 @pytest.mark.parametrize("span", [1, 3, 8])
@@ -154,17 +170,18 @@ def test_the_masked_share_is_what_was_asked_for(span):
     hidden = objective.mask(torch.full((200, 500), 97)) == MASK
     assert hidden.float().mean().item() == pytest.approx(0.15, abs=0.01)
     assert hidden[:, 0].float().mean().item() == pytest.approx(0.15, abs=0.1), (
-        "also where a row begins"
+        "the share must hold where a row begins"
     )
     starts = (hidden[:, 1:] & ~hidden[:, :-1]).sum().item()
     assert starts > 0 and hidden.sum().item() / starts >= span * 0.95
 
 
 def test_a_detached_head_leaves_the_model_as_it_was():
-    """Without weight, or cut off from the trunk's output: the patch's loss then reaches nothing but its head."""
+    """With no weight, or cut off from the trunk's output, the patch loss reaches only its head."""
     objective, model, idx, targets = tiny("next_patch")
     model(idx, targets).backward()
-    plain, hidden = gradients(model), model.hidden
+    plain = gradients(model)
+    hidden = model.hidden
 
     def cut_off(idx, return_patches):
         x, (pooled, z, count) = hidden(idx, return_patches)
@@ -172,7 +189,8 @@ def test_a_detached_head_leaves_the_model_as_it_was():
 
     for weight, how in ((0.0, hidden), (0.1, cut_off), (0.1, hidden)):
         objective.zero_grad()
-        objective.weight, model.hidden = weight, how
+        objective.weight = weight
+        model.hidden = how
         loss_of(objective, idx, targets).backward()
         differs = max(
             (g - plain[name]).norm() / (plain[name].norm() + 1e-9)
@@ -187,7 +205,11 @@ def test_the_guard_sees_a_collapse():
     _, next_byte, variance, explained = losses_of(objective, idx, targets)
     assert 0.1 < variance <= 1 and explained < 1 and next_byte == model(idx, targets)
     pool = model.pool_patches
-    model.pool_patches = lambda last, sums: pool(last, sums) * 0 + torch.arange(16)
+
+    def collapse(last, sums):
+        return pool(last, sums) * 0 + torch.arange(16)
+
+    model.pool_patches = collapse
     assert losses_of(objective, idx, targets)[2] < 1e-6
 
 
@@ -202,7 +224,7 @@ def test_a_teacher_equal_to_the_student_has_nothing_to_teach(teacher):
     loss = loss_of(objective, data[:, :-1], data[:, 1:])
     loss.backward()
     assert loss.item() == 0 and all(g.abs().max() < 1e-6 for g in gradients(student).values())
-    assert not objective.teacher[0].training, "though the student trains"
+    assert not objective.teacher[0].training, "the teacher must not train with the student"
     assert set(objective.parameters()) == set(student.parameters())
     assert not set(objective.parameters()) & set(objective.teacher[0].parameters())
 
@@ -217,14 +239,15 @@ def test_several_bytes_ahead_with_weights_that_fall_to_none():
         loss.backward()
         assert torch.equal(loss, model(idx, targets))
         assert all(torch.equal(plain[name], g) for name, g in gradients(model).items())
-    logits, expected = model.head(model.hidden(idx)), 0
+    logits = model.head(model.hidden(idx))
+    expected = 0
     for i in range(4):  # the byte i after the next
         nats = F.cross_entropy(
             logits[:, : 48 - i].flatten(0, 1), targets[:, i:].flatten(), reduction="sum"
         )
-        expected += (
-            0.5**i * nats / targets.numel() * (1 if i == 0 else 0.4)
-        )  # a fifth of the run: 2/5 of the way
+        # At 0.3 of the run, the later bytes have lost 3/5 of their weight.
+        share = 1 if i == 0 else 0.4
+        expected += 0.5**i * nats / targets.numel() * share
     assert loss_of(objective, idx, targets, 0.3).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
@@ -238,7 +261,7 @@ def test_without_weight_it_is_the_model_itself(teacher):
 
 @pytest.mark.parametrize("name", [name for name in OTHERS if name != "masked"])
 def test_a_step_is_the_same_in_one_pass_or_three(name, teacher):
-    """(Alone, a row with few patches leaves no slot of the trunk empty; beside others it does.)"""
+    """The rows differ in patches, so a row beside others leaves slots of the trunk empty."""
     objective, _, idx, targets = tiny(name, teacher)
     whole = loss_of(objective, idx, targets).item()
     parts = [loss_of(objective, idx[i : i + 1], targets[i : i + 1]).item() for i in range(3)]
@@ -258,19 +281,19 @@ def test_one_graph_serves_the_whole_schedule(name, teacher):
             )
 
 
-# --- whole runs ------------------------------------------------------------------------------------------------------
+# --- whole runs -----------------------------------------------------------------------------------
 
 
 def arguments(small, name, teacher):
-    return [*small, f"--objective={name}"] + [f"--teacher={teacher}"] * (name == "distill")
+    args = [*small, f"--objective={name}"]
+    if name == "distill":
+        args.append(f"--teacher={teacher}")
+    return args
 
 
 def events(folder, event="train"):
-    return [
-        e
-        for line in (folder / "log.jsonl").read_text().splitlines()
-        if (e := json.loads(line))["event"] == event
-    ]
+    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [e for e in log if e["event"] == event]
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -285,26 +308,28 @@ def test_each_learns_and_leaves_a_model(name, small, teacher, tmp_path, capsys):
     assert train.main(args) == 0
     verdict = dict(pair.split("=") for pair in capsys.readouterr().out.splitlines()[-1].split())
     assert float(verdict["val_bpb"]) < 4.5
-    log, model = events(out), load_model(out / "best.pt")[0]
+    log = events(out)
+    model = load_model(out / "best.pt")[0]
     assert log[0]["bpb"] > 7.5 > 5 > log[-1]["bpb"]
     assert int(verdict["params"]) == sum(p.numel() for p in model.parameters()), (
-        "without what only trains"
+        "params must leave out weights that only training needs"
     )
     if name == "next_patch":
         assert load_checkpoint(out / "last.pt")["objective"]
     assert not load_checkpoint(out / "best.pt")["objective"]
     if name == "next_patch":
         errors = [(1 - e["explained"]) * e["variance"] for e in log]
-        assert (
-            errors[0] == pytest.approx(1, abs=0.03) and errors[-1] < 0.5 and log[-1]["variance"] > 0
-        )
+        assert errors[0] == pytest.approx(1, abs=0.03)
+        assert errors[-1] < 0.5
+        assert log[-1]["variance"] > 0
 
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_resumed_equals_uninterrupted_bit_for_bit(name, small, teacher, tmp_path):
     args = [*arguments(small, name, teacher), "--max_steps=12", "--micro_batch=4"]
     train.main([*args, f"--out_dir={tmp_path / 'whole'}"])
-    original, calls = Data.batch, []
+    original = Data.batch
+    calls = []
 
     def batch_and_interrupt(self, *a):
         calls.append(1)
@@ -393,7 +418,7 @@ def test_bad_settings_are_one_line(small, teacher, tmp_path):
 
 
 def run_with_tokens(folder):
-    """The folder of a run whose model reads tokens."""
+    """The folder of a run with a model of tokens."""
     cfg = Config(
         max_steps=1,
         tokenizer="gpt2",
