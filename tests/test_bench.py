@@ -159,9 +159,12 @@ def test_a_batch_is_no_larger_than_it_may_be_with_its_padding(monkeypatch):
     read = STLM.read
     sizes = []
     model = tiny()
-    monkeypatch.setattr(
-        STLM, "read", lambda self, idx, state: sizes.append(idx.numel()) or read(self, idx, state)
-    )
+
+    def watch_sizes(self, idx, state):
+        sizes.append(idx.numel())
+        return read(self, idx, state)
+
+    monkeypatch.setattr(STLM, "read", watch_sizes)
     score(model, items, at_once=900)
     assert max(sizes) <= 900 and len(sizes) < 12
 

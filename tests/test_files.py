@@ -80,5 +80,8 @@ def test_how_a_command_ends(error, status, said, monkeypatch, capsys):
 
 
 def test_a_fault_of_ours_keeps_its_traceback():
+    def main():
+        raise RuntimeError("a bug")
+
     with pytest.raises(RuntimeError, match="a bug"):
-        files.run_command(lambda: (_ for _ in ()).throw(RuntimeError("a bug")))
+        files.run_command(main)
