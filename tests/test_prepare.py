@@ -1,4 +1,7 @@
-"""Text in: the bins are exactly the text, whatever the source; what goes wrong is one line and leaves nothing."""
+"""prepare.py writes exactly the text of any source.
+
+A failure gives one line and leaves no files.
+"""
 
 import csv
 import errno
@@ -24,16 +27,15 @@ SETTINGS = settings(
 
 
 def make(tmp_path, *args, name="d"):
-    """Run prepare in this process. Returns (train, val) as lists of documents in bytes, and meta.json."""
+    """Run prepare in this process. Returns the documents of train and of val, and meta.json."""
     data = tmp_path / "data"
     prepare.main([*map(str, args), f"--name={name}", f"--data_dir={data}", "--overwrite"])
-    assert [p.name for p in data.iterdir()] == [name], "nothing else is left"
+    assert [p.name for p in data.iterdir()] == [name], "prepare must leave nothing else"
     meta = json.loads((data / name / "meta.json").read_text(encoding="utf-8"))
     bins = [(data / name / f"{split}.bin").read_bytes() for split in ("train", "val")]
     for split, raw in zip(("train", "val"), bins, strict=True):
-        assert meta[split]["bytes"] == len(raw) - raw.count(0xFF) and meta[split]["symbols"] == len(
-            raw
-        )
+        assert meta[split]["bytes"] == len(raw) - raw.count(0xFF)
+        assert meta[split]["symbols"] == len(raw)
         assert meta[split]["documents"] == raw.count(0xFF) + 1
     return *(raw.split(b"\xff") for raw in bins), meta
 
@@ -51,7 +53,7 @@ def articles(n, start=0):
     ]
 
 
-# --- the text and nothing but the text ----------------------------------------------------------------------------
+# --- the text and nothing but the text ------------------------------------------------------------
 
 
 @SETTINGS
@@ -63,7 +65,7 @@ def test_one_document_is_cut_by_position_at_a_character(tmp_path, text, fraction
     cut = int(len(raw) * (1 - fraction))
     try:
         train, val, meta = make(tmp_path, path, f"--val_fraction={fraction}")
-    except ValueError as e:  # so little text that one side got nothing
+    except ValueError as e:  # the text was so short that one side got nothing
         assert "all the text falls into" in str(e)
         assert cut < 4 or cut + 4 > len(raw)
         return
@@ -71,7 +73,8 @@ def test_one_document_is_cut_by_position_at_a_character(tmp_path, text, fraction
     assert len(train) == len(val) == 1
     assert "cut at" in meta["split"]
     assert 0 <= len(train[0]) - cut < 4
-    train[0].decode(), val[0].decode()
+    train[0].decode()
+    val[0].decode()
 
 
 def test_the_split_of_tiny_shakespeare_is_nanogpts(tmp_path):
@@ -137,12 +140,11 @@ def test_a_validation_source_wins(tmp_path):
 
 
 def test_val_is_never_empty_and_never_more_than_its_cap(tmp_path, monkeypatch):
-    for start in range(
-        0, 60, 20
-    ):  # with 20 documents and 2% it would be empty two times out of three
-        assert make(
-            tmp_path, write_jsonl(tmp_path / "a.jsonl", articles(20, start)), "--val_fraction=0.02"
-        )[1] != [b""]
+    # The hash alone would leave val empty in two of three cases of 20 documents and 2%.
+    for start in range(0, 60, 20):
+        source = write_jsonl(tmp_path / "a.jsonl", articles(20, start))
+        _, val, _ = make(tmp_path, source, "--val_fraction=0.02")
+        assert val != [b""]
     monkeypatch.setattr(prepare, "VAL_CAP", 500)
     (tmp_path / "a.txt").write_text("word " * 4000)
     assert len(make(tmp_path, tmp_path / "a.txt")[1][0]) == 500
@@ -203,7 +205,7 @@ def test_characters_across_the_border_of_two_reads(tmp_path, size):
     raw = b"a" * size + "🐍".encode() + b"\r\n\0end"
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbf" + raw)
     train, val, _ = make(tmp_path, tmp_path / "a.txt")
-    assert train[0] + val[0] == raw, "CRLF and NUL as they are, no byte-order mark"
+    assert train[0] + val[0] == raw, "CRLF and NUL must stay, a byte-order mark must not"
     (tmp_path / "b.txt").write_bytes(b"a" * size + b"\xf0\x9f bad")
     with pytest.raises(ValueError, match=rf"b.txt is not UTF-8: byte {size} is 0xF0"):
         make(tmp_path, tmp_path / "b.txt")
@@ -215,12 +217,13 @@ def test_gpt2_tokens_decode_to_the_text(vocab, tmp_path):
         encoding = prepare.gpt2(vocab)
     except Exception as e:
         pytest.skip(
-            f"tiktoken's gpt2 files are not here (TIKTOKEN_CACHE_DIR names their folder): {type(e).__name__}"
+            "tiktoken's gpt2 files are not here (TIKTOKEN_CACHE_DIR names their folder): "
+            f"{type(e).__name__}"
         )
     from config import Config
     from lib.data import Data
 
-    documents = [*articles(30), "word " * 300_000]  # the last is encoded in pieces
+    documents = [*articles(30), "word " * 300_000]  # prepare encodes the last one in pieces
     path = write_jsonl(tmp_path / "a.jsonl", documents)
     prepare.main(
         [
@@ -232,7 +235,8 @@ def test_gpt2_tokens_decode_to_the_text(vocab, tmp_path):
         ]
     )
     prepare.main([str(path), f"--data_dir={tmp_path}", "--name=b"])
-    found, bytes_meta = [], json.loads((tmp_path / "b/meta.json").read_text())
+    found = []
+    bytes_meta = json.loads((tmp_path / "b/meta.json").read_text())
     knobs = {
         "dataset": "a",
         "data_dir": str(tmp_path),
@@ -244,7 +248,7 @@ def test_gpt2_tokens_decode_to_the_text(vocab, tmp_path):
         data = Data(Config(**knobs, gpt2_vocab=vocab), split)
         assert data.symbols.dtype == np.uint16 and data.symbols.max() == vocab - 1
         assert data.meta[split]["text_sha256"] == bytes_meta[split]["sha256"], (
-            "the same text, whatever its symbols"
+            "the hash must be of the text, whatever its symbols"
         )
         text = encoding.decode(data.symbols.tolist())
         n_bytes = len(text.replace("<|endoftext|>", "").encode())
@@ -295,7 +299,7 @@ def test_the_default_needs_neither_network_nor_datasets(tmp_path):
     assert "; --overwrite replaces it" in run("prepare.py", cwd=tmp_path).stdout
 
 
-# --- text goes in as it is -----------------------------------------------------------------------------------------
+# --- text goes in as it is ------------------------------------------------------------------------
 
 
 def write_csv(path, cells, column="text"):
@@ -327,7 +331,8 @@ def test_cells_are_neither_read_as_numbers_nor_trimmed(tmp_path, suffix):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    path, cells = tmp_path / f"a.{suffix}", [*AS_IT_IS, *articles(20)]
+    path = tmp_path / f"a.{suffix}"
+    cells = [*AS_IT_IS, *articles(20)]
     if suffix == "csv":
         write_csv(path, cells)
     elif suffix == "jsonl":
@@ -370,7 +375,7 @@ def test_columns_of_bytes_are_text_and_others_are_named(tmp_path):
     pq.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / "shard-0.parquet")
     pq.write_table(pa.table({}), tmp_path / "shard-2.parquet")
     assert make(tmp_path, tmp_path / "shard-*.parquet")[0] == train, (
-        "empty shards add nothing and stop nothing"
+        "empty shards must add nothing and stop nothing"
     )
 
 
@@ -391,8 +396,12 @@ def test_a_bad_row_is_named_by_line_and_errors_replace_goes_on(tmp_path, name, c
     bad, where, instead = BAD_ROWS[name]
     documents = [f"document {i}" for i in range(30)]
     path = tmp_path / name
-    write_jsonl(path, documents) if name.endswith("jsonl") else write_csv(path, documents)
-    rest = b'{"text": "and on"}' if name.endswith("jsonl") else b"31,and on"
+    if name.endswith("jsonl"):
+        write_jsonl(path, documents)
+        rest = b'{"text": "and on"}'
+    else:
+        write_csv(path, documents)
+        rest = b"31,and on"
     path.write_bytes(path.read_bytes() + bad + b"\n" + rest + b"\n")
     with pytest.raises(ValueError, match=rf"{name}, {where}") as e:
         make(tmp_path, path)
@@ -400,9 +409,12 @@ def test_a_bad_row_is_named_by_line_and_errors_replace_goes_on(tmp_path, name, c
     train, val, _ = make(tmp_path, path, "--errors=replace")
     found = [d.decode() for d in train + val]
     assert set(documents) <= set(found)
-    if name != "quote.csv":  # (an open quote swallows what follows)
+    if name != "quote.csv":  # an open quote swallows the next row
         assert "and on" in found
-    assert instead in found if instead else "left out: 1 broken rows" in capsys.readouterr().out
+    if instead:
+        assert instead in found
+    else:
+        assert "left out: 1 broken rows" in capsys.readouterr().out
 
 
 def test_columns_in_place_of_rows_are_refused(tmp_path):
@@ -412,7 +424,8 @@ def test_columns_in_place_of_rows_are_refused(tmp_path):
 
 
 def test_a_folder_gives_what_a_person_would_call_its_text(tmp_path, capsys):
-    folder, documents = tmp_path / "project", articles(30)
+    folder = tmp_path / "project"
+    documents = articles(30)
     folder.mkdir()
     for i, document in enumerate(documents):
         place = folder / ("src" if i % 2 else "docs") / f"{i:03}.{'py' if i % 2 else 'txt'}"
@@ -438,17 +451,13 @@ def test_a_folder_gives_what_a_person_would_call_its_text(tmp_path, capsys):
     train, val, _ = make(tmp_path, folder)
     assert sorted(train + val) == sorted(d.encode() for d in documents)
     said = capsys.readouterr().out
-    assert (
-        "4 hidden" in said
-        and "1 in caches" in said
-        and "1 reached by links that leave the folder" in said
-    )
-    assert (
-        "1 tables without a column 'text' (.json)" in said
-        and "1 tables without a column 'text' (.csv)" in said
-    )
+    assert "4 hidden" in said
+    assert "1 in caches" in said
+    assert "1 reached by links that leave the folder" in said
+    assert "1 tables without a column 'text' (.json)" in said
+    assert "1 tables without a column 'text' (.csv)" in said
     assert "1 not UTF-8 text (.png)" in said and "1 not UTF-8 text (.zip)" in said
-    assert make(tmp_path, f"{folder}/**/*")[:2] == (train, val), "folder and glob agree"
+    assert make(tmp_path, f"{folder}/**/*")[:2] == (train, val), "folder and glob must agree"
     train, val, _ = make(tmp_path, folder, "--errors=replace")
     assert "caf\ufffd".encode() in train + val
     for name in ("only", "only/.hidden"):
@@ -476,10 +485,10 @@ def test_packed_text_is_unpacked_or_named_for_what_it_is(tmp_path):
         "UTF-16": "text".encode("utf-16"),
         "PDF": b"%PDF-1.4",
     }
-    for what, content in kinds.items():
+    for kind, content in kinds.items():
         for name in ("d.txt", "d.jsonl", "d.csv"):
             (tmp_path / name).write_bytes(content * 9)
-            with pytest.raises(ValueError, match=what) as e:
+            with pytest.raises(ValueError, match=kind) as e:
                 make(tmp_path, tmp_path / name)
             assert "--errors" not in str(e.value) and "\n" not in str(e.value)
     for name in ("e.jsonl.gz", "e.txt.gz"):
@@ -533,7 +542,7 @@ def test_two_at_once(tmp_path):
         work.mkdir()
         with pytest.raises(ValueError, match="being prepared by another process"):
             prepare.main([str(tmp_path / "a.txt"), f"--data_dir={tmp_path / 'data'}"])
-        assert work.exists(), "its work is not swept away"
+        assert work.exists(), "the second process must not remove the first one's work"
     prepare.main([str(tmp_path / "a.txt"), f"--data_dir={tmp_path / 'data'}"])
     assert [p.name for p in (tmp_path / "data").iterdir()] == ["a"]
 
@@ -564,9 +573,8 @@ def test_a_url_is_read_whole_or_not_at_all(tmp_path, capsys):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     base = f"http://127.0.0.1:{server.server_port}"
     train, val, meta = make(tmp_path, f"{base}/a.jsonl")
-    assert sorted(train + val) == sorted(d.encode() for d in documents) and meta["sources"] == [
-        f"{base}/a.jsonl"
-    ]
+    assert sorted(train + val) == sorted(d.encode() for d in documents)
+    assert meta["sources"] == [f"{base}/a.jsonl"]
     assert "unknown size" in capsys.readouterr().out
     for bad in (f"{base}/cut.txt", f"{base}/absent.txt"):
         with pytest.raises(ValueError, match=rf"{bad} cannot be reached") as e:
@@ -576,7 +584,7 @@ def test_a_url_is_read_whole_or_not_at_all(tmp_path, capsys):
     server.shutdown()
 
 
-# --- what goes wrong ----------------------------------------------------------------------------------------------
+# --- failures -------------------------------------------------------------------------------------
 
 BAD = {
     "absent.txt": (None, ["absent.txt", "stdlib", "tinystories"]),
@@ -630,7 +638,7 @@ def test_the_command_line_says_one_line(tmp_path):
 
 @pytest.mark.parametrize("source", ["tinystories", "https://example.org/a.txt"])
 def test_no_network_is_one_line_within_seconds(tmp_path, source):
-    """Every host is made unreachable: the proxy does not exist."""
+    """The proxy does not exist, so the script can reach no host."""
     proxy = dict.fromkeys(
         ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), "http://127.0.0.1:9"
     )
@@ -671,11 +679,9 @@ def test_an_interrupted_run_leaves_nothing_and_the_next_just_works(tmp_path, num
         command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
     deadline = time.time() + 60
-    while (
-        not list(tmp_path.glob("data/.big.tmp/train.bin"))
-        and time.time() < deadline
-        and process.poll() is None
-    ):
+    while process.poll() is None and time.time() < deadline:
+        if list(tmp_path.glob("data/.big.tmp/train.bin")):
+            break
         time.sleep(0.01)
     process.send_signal(number)
     error = process.communicate(timeout=60)[1]
@@ -704,4 +710,4 @@ def test_memory_does_not_grow_with_the_input(tmp_path):
             command, cwd=tmp_path, env=env, capture_output=True, text=True, check=True
         )
         peaks.append(int(done.stdout.split()[-1]))
-    assert peaks[1] < peaks[0] + 50_000, "kilobytes"
+    assert peaks[1] < peaks[0] + 50_000, "the peak must grow by less than 50,000 kilobytes"

@@ -1,4 +1,4 @@
-"""Games: their rules by brute force, the exact measure, what is learnt from; whole runs."""
+"""Self-play: the rules of the games, the exact measure, the moves to learn from, whole runs."""
 
 import contextlib
 import copy
@@ -54,7 +54,7 @@ def config(**knobs):
 
 
 class Inclined(STLM):
-    """Chooses a digit about every other time, so that untrained games are not over at once."""
+    """Chooses a digit about every other time, so that an untrained model's games last a while."""
 
     def head(self, x):
         return super().head(x) + 4.5 * torch.zeros(256).index_fill(
@@ -66,17 +66,19 @@ class Inclined(STLM):
 def model():
     torch.manual_seed(3)
     model = Inclined(config()).eval()
-    for p in model.parameters():  # no projection at zero: the choice depends on all that was read
+    # No projection stays at zero, so that a choice depends on the whole text so far.
+    for p in model.parameters():
         if not p.any():
             nn.init.normal_(p, std=0.1)
     return model
 
 
 class ByTable:
-    """In place of a model: reads the game's text, and plays the lowest of the best moves."""
+    """Replaces a model: it reads the game's text and plays the lowest of the best moves."""
 
     def __init__(self, game, best):
-        self.game, self.best = game, best
+        self.game = game
+        self.best = best
 
     def eval(self):
         return self
@@ -89,19 +91,21 @@ class ByTable:
         return text[:, None], {"text": text}
 
     def head(self, text):
-        position, over = self.game.start(len(text)), torch.zeros(len(text), dtype=torch.bool)
+        position = self.game.start(len(text))
+        over = torch.zeros(len(text), dtype=torch.bool)
         for at in range(1 + self.game.n_mark, text.size(1), self.game.width):
             position, _, ended = self.game.move(position, text[:, at])
-            over |= ended  # (what is read after a game's end is of no effect)
+            over |= ended  # text after a game's end has no effect
         marks = text[:, -self.game.n_mark :] == self.game.mark(position)
-        assert marks[~over].all(), "the mark is the position's"
+        assert marks[~over].all(), "the mark must be that of the position"
         logits = torch.zeros(len(text), 256)
         logits[:, self.game.moves] = self.best[self.game.key(position)].float()
         return logits
 
 
 def test_tictactoe_has_255168_games_and_is_a_draw():
-    game, state, n = GAMES["tictactoe"](), None, 0
+    game = GAMES["tictactoe"]()
+    n = 0
     state = game.start(1)
     while len(state):
         rows, moves = game.legal(state).nonzero().unbind(dim=1)
@@ -142,13 +146,18 @@ def test_the_table_agrees_with_plain_recursion():
 
 
 def test_every_game_is_text_and_parses_back(game):
-    """Random games reach every first and second move; their text, read by a person's rules, gives the same result."""
+    """Random games reach every first and second move.
+
+    A reader who follows the rules gets the same result from their text.
+    """
     games = play(game, None, None, game.legal, uniform(1, 500, game.n_plies, "cpu"))
     shown = [bytes(row[1:].tolist()).rstrip(b"\xfe").decode() for row in games.text]
     if game.n_plies == 9:
         assert len({text[:5] for text in shown}) == 72 and all(len(text) % 3 == 0 for text in shown)
     for text, result in zip(shown, games.result.tolist(), strict=True):
-        state, over, value = game.start(1), False, 0
+        state = game.start(1)
+        over = False
+        value = 0
         for word in text.split():
             assert not over and word[:-1].encode() == bytes(game.mark(state)[0].tolist())
             state, value, over = game.move(state, torch.tensor([ord(word[-1])]))
@@ -162,10 +171,12 @@ def test_an_illegal_move_loses(game):
     state, value, over = game.move(game.start(1), game.moves[:1])
     assert value.item() == 0 and not over.item()
     if game.n_plies == 9:
-        assert game.move(state, game.moves[:1])[1].item() == -1, "the field is taken"
+        assert game.move(state, game.moves[:1])[1].item() == -1, (
+            "a second move to a field must lose"
+        )
     else:
         assert game.move(torch.tensor([[2]]), game.moves[2:])[1].item() == -1, (
-            "there are not so many left"
+            "to take more than are left must lose"
         )
 
 
@@ -186,20 +197,24 @@ def source_of(game, model, **knobs):
 
 
 def test_only_moves_that_the_model_chose_are_trained_on(game, model):
-    """Of the logits before each byte, those of openings and after the end have no gradient; an illegal move's have."""
+    """The logits of openings and after a game's end have no gradient.
+
+    Those of an illegal move have one.
+    """
     source = source_of(game, model, games=64, random_games=0)
     batch = source.games_to_learn_from(5)
     games = source.played
     assert games.illegal.any() and (~games.chosen[:, 0]).any()
-    ended = games.text[:, game.asked] == PAD  # no mark was typed any more
+    ended = games.text[:, game.asked] == PAD  # the game is over, so nobody typed a mark
     assert not (games.chosen & ended).any() and (games.chosen | ended)[:, 4:].all()
     assert games.chosen[:, 4].any()
     seen = []
-    spy = SimpleNamespace(
-        hidden=model.hidden,
-        head=lambda x: seen.append(model.head(x).detach().requires_grad_()) or seen[0],
-        embed=model.embed,
-    )
+
+    def watch_head(x):
+        seen.append(model.head(x).detach().requires_grad_())
+        return seen[0]
+
+    spy = SimpleNamespace(hidden=model.hidden, head=watch_head, embed=model.embed)
     PlayGame(spy, source.cfg)(*batch, progress=PROGRESS).backward()
     trained = seen[0].grad.abs().sum(dim=2) > 0
     assert torch.equal(trained, games.chosen)
@@ -208,8 +223,10 @@ def test_only_moves_that_the_model_chose_are_trained_on(game, model):
 
 
 def test_random_games_have_one_random_side_and_a_mean_of_their_own(game, model):
-    """A quarter of the games have a random first or second player, equally often; a move is compared with games of its
-    kind, so that where all games of a kind end alike there is nothing to learn from them."""
+    """A quarter of the games have a random first or second player, equally often.
+
+    A move is compared with games of its kind. If all games of a kind end alike, they teach nothing.
+    """
     u = uniform(2, 4000, 2, "cpu")
     by_model, side = lineup(game, config(openings=0, random_games=0.25), u)
     shares = (side.bincount(minlength=3) / 4000).tolist()
@@ -232,13 +249,13 @@ def test_random_games_have_one_random_side_and_a_mean_of_their_own(game, model):
 
 
 def test_rewards_sum_to_zero(game, model):
-    """What one side wins the other loses: swapping the sides of a game's result only changes the sign of its terms."""
+    """One side's win is the other's loss: the opposite result flips the sign of each term."""
     u = uniform(1, 64, 2 + game.n_plies, "cpu")
     by_model, side = lineup(game, config(), u[:, :2])
     games = play(game, model, by_model, game.legal, u[:, 2:])
     moved_last = (games.text[:, game.asked] != PAD).sum(dim=1) - 1
     lost_by_it = games.result[games.illegal] == 2 * (moved_last[games.illegal] % 2) - 1
-    assert lost_by_it.all(), "the other one wins"
+    assert lost_by_it.all(), "after an illegal move the other side must win"
     one = advantages(game, games, side, lambda x: x)
     games.result *= -1
     torch.testing.assert_close(advantages(game, games, side, lambda x: x), -one)
@@ -247,7 +264,10 @@ def test_rewards_sum_to_zero(game, model):
 
 @pytest.mark.parametrize("progress", [0.0, 0.5])
 def test_a_step_of_games_is_the_same_in_one_pass_or_several(game, model, progress):
-    """Games differ in length, and a last micro-batch may be smaller: each move counts the same all the same."""
+    """Each move counts the same in micro-batches of any size.
+
+    Games differ in length, and the last micro-batch may be smaller.
+    """
     source = source_of(game, model, games=50, batch_bytes=37 * game.n_plies * game.width)
     batch = source.at(3, progress)
     objective = PlayGame(model, source.cfg)
@@ -271,9 +291,8 @@ def test_a_perfect_player_loses_no_line_and_the_measure_agrees_with_playing(game
     player = ByTable(game, best)
     found = scores(game, player, best, seed=1, n=400)
     lost = [int(found[f"lost_{who}"].split("/")[0]) for who in ("first", "second")]
-    assert lost[0] == 0 and (lost[1] == 0) == (game.n_plies == 9), (
-        "at Nim the second one loses to perfect play"
-    )
+    assert lost[0] == 0
+    assert (lost[1] == 0) == (game.n_plies == 9), "at Nim the second player must lose"
     plies = torch.arange(game.n_plies).expand(4000, -1)
     for role in (0, 1):
         lines, _, shares = every_line(game, player, role)
@@ -288,7 +307,7 @@ def test_a_perfect_player_loses_no_line_and_the_measure_agrees_with_playing(game
         )
         won = (games.result == (1 - 2 * role)).double().mean().item()
         assert won == pytest.approx(shares[0], abs=0.03), (
-            "as often as in games against random moves"
+            "the share must match games against random moves"
         )
 
 
@@ -314,7 +333,7 @@ def test_games_repeat_from_the_seed_and_do_not_depend_on_the_batch(game, model):
 
 
 def test_reading_games_in_training_is_what_play_saw(game, model):
-    """The training pass over whole games gives the moves the probabilities they were drawn with."""
+    """The training pass over whole games gives each move the probability that play drew it with."""
     source = source_of(game, model, games=32)
     text, _, chosen, *_ = source.games_to_learn_from(3)
     asked = text[:, : game.asked[-1] + 1]
@@ -329,10 +348,8 @@ def test_reading_games_in_training_is_what_play_saw(game, model):
 
 @pytest.mark.slow
 def test_a_little_training_on_nim_cuts_illegal_moves(tmp_path, capsys):
-    out, keys = (
-        tmp_path / "nim",
-        "illegal lost_first lost_second win_random_first win_random_second",
-    )
+    out = tmp_path / "nim"
+    keys = "illegal lost_first lost_second win_random_first win_random_second"
     keys += " draw_perfect_first draw_perfect_second win_perfect_first seconds"
     length = ["--batch_bytes=2048", "--max_steps=130", "--pretrain=0.8", "--eval_interval=0"]
     train.main([*SMALL, "--game=nim", *length, f"--out_dir={out}"])
@@ -347,7 +364,7 @@ def test_a_little_training_on_nim_cuts_illegal_moves(tmp_path, capsys):
 
 @contextlib.contextmanager
 def stopped_after(n_steps):
-    """SIGTERM arrives in the n-th step."""
+    """Send SIGTERM in the n-th step of the run."""
     original = train.train_step
     calls = []
 
@@ -363,19 +380,23 @@ def stopped_after(n_steps):
 
 
 def test_resumed_equals_uninterrupted_and_leaves_what_sample_takes(tmp_path):
-    """Stopped in the reading phase and again while it plays; both optimizers go on as they were."""
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    """A signal stops the run while it reads and again while it plays.
+
+    Both optimizers then go on as before.
+    """
+    whole = tmp_path / "whole"
+    parts = tmp_path / "parts"
     args = [*SMALL, "--max_steps=12", "--pretrain=0.5", "--eval_interval=5"]
     train.main([*args, f"--out_dir={whole}"])
     for stop_at in (4, 9, None):
         done = load_checkpoint(parts / "last.pt")["step"] if parts.exists() else 0
-        with stopped_after(stop_at and stop_at - done):
+        n_steps = stop_at - done if stop_at else None
+        with stopped_after(n_steps):
             code = train.main([*args, f"--out_dir={parts}", "--resume=auto"])
         assert code == (130 if stop_at else 0)
     a, b = (load_checkpoint(folder / "last.pt") for folder in (whole, parts))
-    assert a["step"] == b["step"] == 12 and all(
-        torch.equal(a["model"][k], b["model"][k]) for k in a["model"]
-    )
+    assert a["step"] == b["step"] == 12
+    assert all(torch.equal(a["model"][k], b["model"][k]) for k in a["model"])
     logs = [
         [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
         for folder in (whole, parts)
@@ -383,21 +404,16 @@ def test_resumed_equals_uninterrupted_and_leaves_what_sample_takes(tmp_path):
     evals = [[(e["step"], e["lost"]) for e in log if e["event"] == "eval"] for log in logs]
     assert evals[0] == evals[1] and [step for step, _ in evals[0]] == [5, 10, 12]
     info = json.loads((parts / "run.json").read_text())
-    assert (
-        info["status"] == "finished"
-        and info["command"].startswith("train.py")
-        and info["config"]["game"]
-    )
-    for name in (
-        "best",
-        "last",
-    ):  # the verdict is that of the best weights, and goes with no others
-        shared = about_run(
-            checkpoint := load_checkpoint(parts / f"{name}.pt"), parts / f"{name}.pt"
-        )
-        assert ("verdict" in shared) == (checkpoint["step"] == info["best_step"]) and shared[
-            "command"
-        ]
+    assert info["status"] == "finished"
+    assert info["command"].startswith("train.py")
+    assert info["config"]["game"]
+    # The verdict belongs to the best weights, and goes with no others.
+    for name in ("best", "last"):
+        path = parts / f"{name}.pt"
+        checkpoint = load_checkpoint(path)
+        shared = about_run(checkpoint, path)
+        assert ("verdict" in shared) == (checkpoint["step"] == info["best_step"])
+        assert shared["command"]
     done = run("sample.py", f"--out_dir={parts}", "--prompt=X5 ", "--max_new_bytes=9")
     assert done.stdout.startswith("X5 ")
 
@@ -444,11 +460,16 @@ def test_writing_on_repeats_from_the_seed_and_does_not_depend_on_the_batch(model
 
 def test_variety_counts_n_grams():
     text = torch.tensor([list(b"abababab"), list(b"abcdefgh")])
-    assert variety(text, 2) == (pytest.approx(8 / 14), pytest.approx(5 / 12)), "ab, ba; ab, bc, ..."
+    assert variety(text, 2) == (pytest.approx(8 / 14), pytest.approx(5 / 12)), (
+        "the first row has ab and ba, the second ab, bc and so on"
+    )
 
 
 def test_on_text_a_run_resumes_and_says_what_it_wrote(small, tmp_path, capsys):
-    """Stopped between two steps against the same opponent; it starts from another run, and takes its shape."""
+    """A signal stops the run between two steps against the same opponent.
+
+    The run starts from another run and takes its shape.
+    """
     train.main([*small, "--max_steps=20", f"--out_dir={tmp_path / 'base'}"])
     args = ["config/selfplay_text.py", "--max_steps=6", "--block_size=32", "--batch_bytes=256"]
     args += ["--micro_batch=4", "--spin_steps=2", "--prefix_bytes=8", "--eval_interval=2"]
@@ -463,14 +484,19 @@ def test_on_text_a_run_resumes_and_says_what_it_wrote(small, tmp_path, capsys):
         assert train.main([*args, start, f"--out_dir={tmp_path / 'parts'}"]) == 130
     assert train.main([*args, start, f"--out_dir={tmp_path / 'parts'}", "--resume"]) == 0
     a, b = (load_checkpoint(tmp_path / name / "last.pt") for name in ("whole", "parts"))
-    assert b["config"]["init_from"] == str(tmp_path / "base"), "where it came from stays known"
-    a, b = a["model"], b["model"]
+    assert b["config"]["init_from"] == str(tmp_path / "base"), (
+        "the config must keep the name of the first run"
+    )
+    a = a["model"]
+    b = b["model"]
     assert all(torch.equal(a[k], b[k]) for k in a)
     lines = (tmp_path / "parts" / "log.jsonl").read_text().splitlines()
     steps = [e for e in map(json.loads, lines) if e["event"] == "train"]
     assert [e["step"] for e in steps] == [1, 2, 3, 4, 5, 6]
     assert all(0 < e["distinct_own"] <= 1 and 0 <= e["repeated_real"] < 1 for e in steps)
-    assert steps[0]["spin"] == pytest.approx(math.log(2), abs=1e-6), "model and opponent are alike"
+    assert steps[0]["spin"] == pytest.approx(math.log(2), abs=1e-6), (
+        "at first, model and opponent must be alike"
+    )
 
 
 def test_reading_alone_needs_no_player(tmp_path):
@@ -510,14 +536,19 @@ def test_without_an_opponent_spin_is_next_byte_training(small, tmp_path):
 
 
 def test_what_would_go_wrong_later_is_said_first(small, tmp_path):
-    """Too little to write, other weights than asked for, a game's model on text: one line, before anything is lost."""
+    """A mistake that would show later gives one line at the start.
+
+    Some examples are too few bytes to write, other weights on resume, and a game's model for text.
+    """
     base, text, played = (f"--out_dir={tmp_path / name}" for name in ("base", "text", "played"))
     train.main([*small, "--max_steps=2", base])
     args = ["config/selfplay_text.py", "--max_steps=2", "--block_size=32", "--batch_bytes=32"]
     args += ["--micro_batch=1", "--prefix_bytes=26", "--eval_interval=2", "--eval_bytes=500"]
     args += ["--device=cpu"]
     start = f"--init_from={tmp_path / 'base'}"
-    assert train.main([*args, start, text]) == 0, "one row, of which 7 bytes are written"
+    assert train.main([*args, start, text]) == 0, (
+        "a run must take one row, of which the model writes 7 bytes"
+    )
     train.main([*SMALL, "--max_steps=2", "--pretrain=0.5", played])
     for command, words in (
         ([*args, start, text, "--prefix_bytes=27", "--overwrite"], "prefix_bytes=27 .* 1 and 26"),

@@ -1,4 +1,4 @@
-"""Weights that load anywhere: what is shared is what was trained, and nothing that lies in a folder is run."""
+"""Shared weights equal the trained ones, load anywhere, and run no code from their folder."""
 
 import functools
 import hashlib
@@ -34,7 +34,7 @@ def logits(model):
 
 
 def random_model(**knobs):
-    """Every weight random, the zero-initialised ones too."""
+    """A small model with random weights everywhere, even where a new model has zeros."""
     torch.manual_seed(0)
     sizes = {
         "block_size": 48,
@@ -68,7 +68,7 @@ def shared(trained):
     return folder
 
 
-# --- what comes back -------------------------------------------------------------------------------------------------
+# --- round trips ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -79,14 +79,14 @@ def test_a_round_trip_changes_no_logit_and_stores_each_weight_once(knobs, tmp_pa
     model.about = {"step": 7}
     model.save_pretrained(tmp_path / "a")
     again = STLM.from_pretrained(tmp_path / "a")
-    assert (
-        torch.equal(logits(again), logits(model)) and again.cfg == model.cfg and not again.training
-    )
+    assert torch.equal(logits(again), logits(model))
+    assert again.cfg == model.cfg
+    assert not again.training
     assert again.about["step"] == 7
     with safe_open(tmp_path / "a/model.safetensors", "pt") as file:
         stored = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
     assert stored == {key: list(p.shape) for key, p in model.named_parameters()}, (
-        "the head is the embedding: not there"
+        "the file must not repeat the embedding as the head"
     )
     files = {p.name for p in (tmp_path / "a").iterdir()}
     assert files == {"model.safetensors", "config.json", "model.py", "README.md"}
@@ -96,7 +96,7 @@ def test_a_round_trip_changes_no_logit_and_stores_each_weight_once(knobs, tmp_pa
 @pytest.mark.parametrize("bits, most", [(16, 2**-8), (8, 1 / 128), (4, 1 / 8)])
 def test_the_error_of_a_weight_is_at_most_a_step(bits, most, tmp_path):
     model = random_model()
-    model.grams.weight.data[:9] = 0  # a group of zeros stays one
+    model.grams.weight.data[:9] = 0  # zeros must stay zeros
     model.save_pretrained(tmp_path, bits)
     again = STLM.from_pretrained(tmp_path)
     for (name, a), b in zip(model.named_parameters(), again.parameters(), strict=True):
@@ -112,7 +112,7 @@ def test_the_error_of_a_weight_is_at_most_a_step(bits, most, tmp_path):
 
 @pytest.mark.parametrize("bits", [32, 16, 8, 4])
 def test_tensors_that_are_no_matrices_of_numbers_keep_their_kind(bits, tmp_path, monkeypatch):
-    """Somebody adds buffers and a vector of gains to the model: they come back as they were."""
+    """A user adds buffers and a vector of gains to the model, and they come back unchanged."""
 
     class Edited(STLM):
         def __init__(self, cfg):
@@ -132,7 +132,7 @@ def test_tensors_that_are_no_matrices_of_numbers_keep_their_kind(bits, tmp_path,
 
 @pytest.mark.parametrize("bits", [32, 8, 4])
 def test_a_layer_of_another_shape_is_named_with_both_shapes(bits, tmp_path, monkeypatch):
-    """The published weights, after somebody has edited a layer."""
+    """A user edits a layer, then loads the published weights."""
     STLM(ModelConfig(n_layer=1, n_head=1, n_embd=16, n_local_embd=8)).save_pretrained(
         tmp_path, bits
     )
@@ -143,7 +143,8 @@ def test_a_layer_of_another_shape_is_named_with_both_shapes(bits, tmp_path, monk
         self.out = torch.nn.Linear(6 * cfg.n_embd, cfg.n_embd, bias=False)
 
     monkeypatch.setattr(FeedForward, "__init__", wider)
-    both = r"blocks.0.feed_forward.(up|out).weight.* has the shape \((.+)\), this code expects \((.+)\);"
+    both = r"blocks.0.feed_forward.(up|out).weight.* has the shape \((.+)\), "
+    both += r"this code expects \((.+)\);"
     with pytest.raises(ValueError, match=both) as e:
         STLM.from_pretrained(tmp_path)
     _, found, expected = re.search(both, str(e.value)).groups()
@@ -160,19 +161,20 @@ def test_a_10m_model_has_the_size_that_is_promised(tmp_path):
 
 
 def test_few_bits_cost_few_bits(trained, tmp_path, capsys):
-    """Of a trained model: 8 bits next to nothing, 4 bits a little."""
-    text, found = tmp_path / "text.txt", {}
+    """A trained model loses next to nothing with 8 bits, and a little with 4."""
+    text = tmp_path / "text.txt"
+    found = {}
     text.write_text("the of and to in is that for it as was with be by on not he\n" * 30)
     for bits in (32, 8, 4):
         share.main([f"--model={trained}", f"--to={tmp_path / str(bits)}", f"--bits={bits}"])
         bench.main(["eval", f"--model={tmp_path / str(bits)}", f"--text={text}", "--device=cpu"])
-        found[bits] = json.loads((tmp_path / str(bits) / "eval.json").read_text())["texts"][
-            "text.txt"
-        ]["bpb"]
-    assert abs(found[8] - found[32]) < 0.02 and abs(found[4] - found[32]) < 0.2
+        figures = json.loads((tmp_path / str(bits) / "eval.json").read_text())
+        found[bits] = figures["texts"]["text.txt"]["bpb"]
+    assert abs(found[8] - found[32]) < 0.02
+    assert abs(found[4] - found[32]) < 0.2
 
 
-# --- wherever a run is taken -----------------------------------------------------------------------------------------
+# --- a shared folder in place of a run ------------------------------------------------------------
 
 
 def test_scripts_take_the_folder_as_they_take_the_run(
@@ -187,9 +189,8 @@ def test_scripts_take_the_folder_as_they_take_the_run(
     with pytest.raises(ValueError, match="not both"):
         sample.main([f"--model={trained}", f"--out_dir={shared}"])
 
-    share.main(
-        [f"--model={shared}", f"--to={tmp_path / 'again'}"]
-    )  # shared once more, it tells the same
+    # A folder shared again must tell the same.
+    share.main([f"--model={shared}", f"--to={tmp_path / 'again'}"])
     again = STLM.from_pretrained(tmp_path / "again")
     assert again.about == STLM.from_pretrained(shared).about
     assert torch.equal(logits(again), logits(files.load_run(trained)[0]))
@@ -253,7 +254,7 @@ def test_the_card_tells_what_the_run_knows(trained, shared):
     ):
         assert fact in card
     assert str(trained.parent) not in card + (shared / "config.json").read_text(), (
-        "folders of this machine"
+        "the files must not name folders of this machine"
     )
     python = card.split("```python\n")[1].split("```")[0]
     done = subprocess.run(
@@ -279,20 +280,20 @@ def test_benchmarks_are_in_the_card(trained, tmp_path):
     (folder / "eval.json").write_text(json.dumps(scores))
     share.main([f"--model={folder}", f"--to={tmp_path / 'a'}"])
     assert "| blimp | 1,200 | 65.4% ± 1.4% | 50.0% |" in (tmp_path / "a/README.md").read_text()
-    (folder / "eval.json").write_text(json.dumps(scores | {"step": 20}))  # of other weights
+    (folder / "eval.json").write_text(
+        json.dumps(scores | {"step": 20})
+    )  # these scores are of other weights
     share.main([f"--model={folder}", f"--to={tmp_path / 'a'}"])
     assert "blimp" not in (tmp_path / "a/README.md").read_text()
 
 
 def test_the_models_in_the_clone_write_text(tmp_path):
     for folder in sorted((ROOT / "results/models").iterdir()):
-        assert (folder / "model.safetensors").stat().st_size < 1.5e6 and (
-            folder / "log.jsonl"
-        ).exists()
+        assert (folder / "model.safetensors").stat().st_size < 1.5e6
+        assert (folder / "log.jsonl").exists()
     done = run("sample.py", "--max_new_bytes=80", "--prompt=ROMEO:", cwd=tmp_path)
-    assert (
-        "using results/models/shakespeare_80k" in done.stderr and "python train.py" in done.stderr
-    )
+    assert "using results/models/shakespeare_80k" in done.stderr
+    assert "python train.py" in done.stderr
     same = run(
         "sample.py",
         "--max_new_bytes=80",
@@ -303,21 +304,27 @@ def test_the_models_in_the_clone_write_text(tmp_path):
     assert done.stdout == same.stdout and done.stdout.startswith("ROMEO:")
 
 
-# --- the Hub ---------------------------------------------------------------------------------------------------------
+# --- the Hub --------------------------------------------------------------------------------------
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """A Hub with one repository, ann/poems: the requests of the real client for its commit, its files and one file."""
+    """A Hub with one repository, ann/poems.
+
+    It answers the real client's requests for the commit, the list of files and one file.
+    """
 
     def __init__(self, folder, asked, *args):
-        self.folder, self.asked = folder, asked
+        self.folder = folder
+        self.asked = asked
         super().__init__(*args)
 
     def do_GET(self):
         self.asked.append(self.path)
-        sha, path = "a" * 40, self.path.split("?")[0]
+        sha = "a" * 40
+        path = self.path.split("?")[0]
         files = {p.name: p.read_bytes() for p in self.folder.iterdir()}
-        headers, body = {}, None
+        headers = {}
+        body = None
         if path == "/api/models/ann/poems/revision/main":
             body = json.dumps(
                 {"id": "ann/poems", "sha": sha, "siblings": [{"rfilename": f} for f in files]}
@@ -346,7 +353,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub(shared, tmp_path):
-    """(environment of a client of it, what it was asked for)"""
+    """Yields the environment for a client and the list of paths that the Hub got."""
     asked = []
     server = http.server.ThreadingHTTPServer(
         ("127.0.0.1", 0), functools.partial(Hub, shared, asked)
@@ -368,7 +375,7 @@ def test_a_name_on_the_hub_is_a_model(hub, shared, tmp_path):
     there = run("sample.py", "--model=ann/poems", *args, cwd=tmp_path, env=env)
     assert there.stdout == run("sample.py", f"--model={shared}", *args, cwd=tmp_path).stdout
     fetched = {path.rpartition("/")[2] for path in asked if "/resolve/" in path}
-    assert fetched == {"model.safetensors", "config.json"}, "no code"
+    assert fetched == {"model.safetensors", "config.json"}, "the client must fetch no code"
     (tmp_path / "text.txt").write_text("the of and to\n" * 30)
     run(
         "bench.py",
@@ -385,7 +392,7 @@ def test_a_name_on_the_hub_is_a_model(hub, shared, tmp_path):
     shutil.copytree(shared, tmp_path / "ann/poems")
     asked.clear()
     run("sample.py", "--model=ann/poems", *args, cwd=tmp_path, env=env)
-    assert not asked, "a folder of that name wins"
+    assert not asked, "a folder of that name must win"
 
 
 @pytest.mark.parametrize("name", ["out/none", "nowhere", "here/none", "/no/where", "../a/b"])
@@ -419,15 +426,13 @@ def test_uploading(trained, tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "upload_folder", upload)
     monkeypatch.chdir(tmp_path)
     share.main([f"--model={trained}", "--to=ann/poems", "--bits=8"])
-    assert (
-        calls[0] == ("create", "ann/poems", True)
-        and calls[1][:2] == ("upload", "ann/poems")
-        and len(calls) == 2
-    )
+    assert calls[0] == ("create", "ann/poems", True)
+    assert calls[1][:2] == ("upload", "ann/poems")
+    assert len(calls) == 2
     files = calls[1][2]
     assert set(files) == {"model.safetensors", "config.json", "model.py", "README.md"}
     assert b'from_pretrained("ann/poems")' in files["README.md"] and not list(tmp_path.iterdir())
-    (tmp_path / "ann").mkdir()  # now it would be a folder
+    (tmp_path / "ann").mkdir()  # now the name means a folder
     share.main([f"--model={trained}", "--to=ann/poems"])
     assert len(calls) == 2 and (tmp_path / "ann/poems/README.md").exists()
 
@@ -446,7 +451,7 @@ def test_what_is_no_shared_folder_is_not_written_into(trained, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-# --- damage and malice -----------------------------------------------------------------------------------------------
+# --- damage and malice ----------------------------------------------------------------------------
 
 
 QKV = "blocks.0.attention.qkv.weight"
@@ -493,7 +498,7 @@ DAMAGE = {
     "a text for a number": config_with(n_layer="2"),
     "a float for a number": config_with(n_layer=2.0),
     "a number for yes or no": config_with(share_ffn=1),
-    "a word that is none of the choices": config_with(pooling="os.system"),
+    "a word outside the choices": config_with(pooling="os.system"),
     "a list for a word": config_with(pooling=["space"]),
     "null": config_with(n_embd=None),
     "another width": config_with(n_embd=64),
@@ -501,7 +506,7 @@ DAMAGE = {
     "a depth beyond all bounds": config_with(n_layer=10**9),
     "a width beyond all bounds": config_with(n_embd=2 * 10**6),
     "a table beyond all bounds": config_with(gram_rows=10**15),
-    "told in no dict": config_with(about=[1]),
+    "a list for about": config_with(about=[1]),
     "one missing": tensors_with(lambda t: t.pop("embed.weight")),
     "one too many": tensors_with(lambda t: t.update(more=torch.zeros(3))),
     "one turned": tensors_with(lambda t: t.update({QKV: t[QKV].T.contiguous()})),
@@ -534,9 +539,9 @@ def test_what_is_told_wrongly_of_a_run_is_not_believed(shared, tmp_path):
     shutil.copytree(shared, tmp_path / "model")
     config_with(about={"data": 1, "step": [], "commit": 5})(tmp_path / "model")
     _, checkpoint, _ = files.load_run(tmp_path / "model")
-    assert (
-        checkpoint["data"] == {} and checkpoint["step"] == 0 and checkpoint["commit"] == "unknown"
-    )
+    assert checkpoint["data"] == {}
+    assert checkpoint["step"] == 0
+    assert checkpoint["commit"] == "unknown"
 
 
 def test_code_that_lies_beside_the_weights_is_not_run(shared, tmp_path):
@@ -556,11 +561,11 @@ def test_code_that_lies_beside_the_weights_is_not_run(shared, tmp_path):
         assert "run" not in done.stderr.split()
 
 
-# --- the module ------------------------------------------------------------------------------------------------------
+# --- the module -----------------------------------------------------------------------------------
 
 
 def test_python_on_its_own(trained, shared, tmp_path):
-    """Load, generate, score and fine-tune, as the README has it."""
+    """Load, generate, score and fine-tune as in the README."""
     model = STLM.from_pretrained(shared)
     assert torch.equal(logits(model), logits(files.load_run(trained)[0]))
     text = b"the " + bytes(model.generate("the ", 100, temperature=0.8))
@@ -624,8 +629,6 @@ def test_a_hub_that_does_not_answer_is_one_line(trained, tmp_path):
     done = run(
         "tools.share", f"--model={trained}", "--to=ann/poems", cwd=tmp_path, env=env, check=False
     )
-    assert (
-        done.returncode == 1
-        and done.stderr.count("\n") == 1
-        and "cannot write to ann/poems" in done.stderr
-    )
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "cannot write to ann/poems" in done.stderr
