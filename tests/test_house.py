@@ -1,4 +1,4 @@
-"""What the pages promise about the project as a whole is true."""
+"""The project as a whole keeps the promises of its pages."""
 
 import ast
 import os
@@ -14,7 +14,7 @@ from config import Config, build, load_file
 from lib.machine import parameter_table
 from model import STLM
 
-# Which of our packages and commands each place may import.
+# The packages and commands of this project that each place may import.
 MAY_IMPORT = {
     "model.py": set(),
     "config": {"model", "config"},
@@ -28,7 +28,7 @@ MAY_IMPORT = {
 
 
 def imports_of(path):
-    """The top-level names of all modules that a file imports, wherever the import stands."""
+    """The top-level names of all modules that a file imports, also inside functions."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -41,7 +41,7 @@ def imports_of(path):
 @pytest.mark.slow
 @pytest.mark.parametrize("place", MAY_IMPORT)
 def test_imports_only_point_down(place):
-    """Above all: lib/ never imports train.py, and model.py needs torch alone to be read and used."""
+    """Above all, lib/ never imports train.py, and model.py needs torch alone."""
     ours = {p.stem for p in ROOT.glob("*.py")} | {"lib", "tools", "config", "tests"}
     path = ROOT / place
     for file in [path] if path.is_file() else path.rglob("*.py"):
@@ -50,9 +50,8 @@ def test_imports_only_point_down(place):
         outside = imports_of(path) - set(sys.stdlib_module_names)
         assert outside == {"torch", "safetensors", "huggingface_hub"}
         at_the_top = [n for n in ast.parse(path.read_text()).body if isinstance(n, ast.Import)]
-        assert {n.names[0].name.split(".")[0] for n in at_the_top} - set(
-            sys.stdlib_module_names
-        ) == {"torch"}
+        needed = {n.names[0].name.split(".")[0] for n in at_the_top}
+        assert needed - set(sys.stdlib_module_names) == {"torch"}
 
 
 def test_the_readmes_table_of_models_is_what_they_are():
@@ -71,9 +70,8 @@ def test_the_readmes_table_of_models_is_what_they_are():
             model = STLM(cfg)
         table = parameter_table(model)
         assert (embedding, total) == (f"{table['embeddings']:,}", f"{table['total']:,}"), name
-        stored = sum(
-            w.numel() + 2 * w.size(0) for w in model.parameters()
-        )  # a byte a weight, 2 for a row's scale
+        # A weight takes one byte, and the scale of a row takes two.
+        stored = sum(w.numel() + 2 * w.size(0) for w in model.parameters())
         assert abs(float(megabytes) * 1e6 / stored - 1) < 0.08, name
 
 

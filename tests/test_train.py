@@ -1,4 +1,4 @@
-"""Whole runs: resuming, processes, checkpoints, what goes wrong."""
+"""Whole runs of train.py: resuming, processes, checkpoints and mistakes."""
 
 import json
 import math
@@ -54,29 +54,32 @@ def test_training_lowers_the_loss_and_leaves_everything(small, tmp_path, capsys)
         float(verdict["val_bpb"]) * math.log(2), abs=1e-4
     )
     info = json.loads((out / "run.json").read_text())
-    assert (
-        info["status"] == "finished"
-        and info["config"]["max_steps"] == 60
-        and info["versions"]["torch"]
-    )
+    assert info["status"] == "finished"
+    assert info["config"]["max_steps"] == 60
+    assert info["versions"]["torch"]
     assert (out / "loss.png").read_bytes()[:4] == b"\x89PNG"
-    for name in ("last.pt", "best.pt"):  # tensors and plain values only, names without wrappers
-        assert not any(
-            "_orig_mod" in k or "module." in k
-            for k in torch.load(out / name, weights_only=True)["model"]
-        )
+    # The files hold only tensors and plain values, under names without wrappers.
+    for name in ("last.pt", "best.pt"):
+        for key in torch.load(out / name, weights_only=True)["model"]:
+            assert "_orig_mod" not in key
+            assert "module." not in key
     model, checkpoint = load_model(out / "last.pt")
     found = bits_per_byte(model, Data(Config(**checkpoint["config"]), "val"), 32)["bpb"]
     assert found == pytest.approx(float(verdict["val_bpb"]), abs=1e-4)
-    assert load_checkpoint(out / "best.pt")["optimizers"] == [], "weights only"
+    assert load_checkpoint(out / "best.pt")["optimizers"] == [], "best.pt must hold only weights"
 
 
 def test_the_golden_run(tmp_path, capsys):
-    """Law 9: it learns as well as it did, in 200 steps, on sentences of 400 made-up words that follow one another."""
-    rng, letters = np.random.default_rng(7), np.array(list("etaoinshrdlucmfw"))
+    """Law 9: in 200 steps, the model learns as well as before.
+
+    The text has 400 made-up words, and each word limits the choice of the next one.
+    """
+    rng = np.random.default_rng(7)
+    letters = np.array(list("etaoinshrdlucmfw"))
     words = ["".join(rng.choice(letters, rng.integers(2, 8))) for _ in range(400)]
-    word, text = 0, []
-    for _ in range(30_000):  # each word is followed by one of eight, the first the most often
+    word = 0
+    text = []
+    for _ in range(30_000):  # one of a few words follows each word, the first of them most often
         word = (word * 31 + int(rng.geometric(0.5))) % 400
         text.append(words[word])
     raw = " ".join(text).encode()
@@ -115,7 +118,10 @@ def test_the_golden_run(tmp_path, capsys):
 
 
 def test_resumed_equals_uninterrupted_bit_for_bit(small, tmp_path):
-    """With dropout; stopped by a signal after a step that is no evaluation; evaluated more often after resuming."""
+    """A run with dropout gets a signal after a step without evaluation.
+
+    It resumes with more evaluations.
+    """
     args = [
         *small,
         "--max_steps=24",
@@ -124,11 +130,12 @@ def test_resumed_equals_uninterrupted_bit_for_bit(small, tmp_path):
         "--eval_interval=10",
     ]
     train.main([*args, f"--out_dir={tmp_path / 'whole'}"])
-    original, calls = Data.batch, []
+    original = Data.batch
+    calls = []
 
     def batch_and_interrupt(self, *a):
         calls.append(1)
-        if len(calls) == 14:  # (the first looks at the patches)
+        if len(calls) == 14:  # the first call only counts patches
             signal.raise_signal(signal.SIGTERM)
         return original(self, *a)
 
@@ -151,8 +158,11 @@ def test_resumed_equals_uninterrupted_bit_for_bit(small, tmp_path):
 
 
 def test_a_run_of_before_there_were_blocks_is_resumed_as_its_own_code_would(data_dir, tmp_path):
-    """last_1254c3f.pt: 5 steps of commit 1254c3f, whose trunk had four lists of layers. After 3 more steps the weights
-    are those that that commit had (.json: the sum of each tensor, and of its absolute values)."""
+    """last_1254c3f.pt holds 5 steps of commit 1254c3f, whose trunk had four lists of layers.
+
+    After 3 more steps the weights must match those that the commit itself reached. The .json file
+    has the sum of each tensor and of its absolute values.
+    """
     files = ROOT / "tests" / "files"
     expected = json.loads((files / "last_1254c3f.json").read_text())
     out = tmp_path / "run"
@@ -171,12 +181,12 @@ def test_a_run_of_before_there_were_blocks_is_resumed_as_its_own_code_would(data
         assert w.abs().sum().item() == pytest.approx(absolute, rel=1e-4), name
     model, _ = load_model(out / "last.pt")
     assert sum(p.numel() for p in model.parameters()) == 11_352, (
-        "the shared feed-forward counts once"
+        "the shared feed-forward must count once"
     )
 
 
 def test_weights_of_other_code_are_refused_by_name(small, tmp_path):
-    """After somebody edits a layer, a line names the tensor, both shapes, and the commit that wrote the file."""
+    """After a user edits a layer, one line names the tensor, both shapes and the file's commit."""
     out = tmp_path / "run"
     train.main([*small, "--max_steps=1", f"--out_dir={out}"])
     good = load_checkpoint(out / "last.pt")
@@ -225,19 +235,22 @@ def test_evaluating_more_changes_no_training_loss(small, tmp_path):
 
 PROBE = """
 import sys, torch, train
-step, seen = torch.optim.AdamW.step, []
+step = torch.optim.AdamW.step
+seen = []
 def spy(self, *a, **k):
     if not seen:
         seen.append({i: p.grad.clone() for i, p in enumerate(train_model[0].parameters())})
         torch.save(seen[0], sys.argv[1])
     return step(self, *a, **k)
-train_model, make = [], train.make_optimizers
+train_model = []
+make = train.make_optimizers
 def remember(model, *a):
     train_model.append(model)
     made = make(model, *a)
     made.reverse()  # AdamW first, so that the spy sees the gradients before any step
     return made
-train.make_optimizers, torch.optim.AdamW.step = remember, spy
+train.make_optimizers = remember
+torch.optim.AdamW.step = spy
 code = train.main(sys.argv[2:])
 if torch.distributed.is_initialized():
     torch.distributed.destroy_process_group()
@@ -252,7 +265,10 @@ def free_port():
 
 
 def in_processes(world, folder, args):
-    """Run train.py in so many processes of gloo; the gradients of the first step go to FOLDER.RANK.pt."""
+    """Run train.py in `world` processes of gloo.
+
+    Each writes the gradients of its first step to FOLDER.RANK.pt.
+    """
     probe = folder.parent / "probe.py"
     probe.write_text(PROBE)
     port = free_port()
@@ -284,9 +300,12 @@ def in_processes(world, folder, args):
     ],
 )
 def test_one_process_equals_two(objective, small, tmp_path):
-    """1 process x 4 accumulations = 2 gloo processes x 2: first gradients to 1e-6, losses of 10 steps to 1e-4."""
+    """1 process x 4 accumulations equals 2 gloo processes x 2.
+
+    The first gradients agree to 1e-6, and the losses of 10 steps to 1e-4.
+    """
     args = [*small, f"--objective={objective}"]
-    if objective == "game":  # an odd number of games to read, too
+    if objective == "game":  # with an odd number of games to read
         args = ["config/selfplay_game.py", "--games=24", "--batch_bytes=891", "--pretrain=0.4"]
         args += ["--n_embd=16", "--n_head=1", "--n_local_embd=16", "--gram_rows=64"]
         args += ["--device=cpu", "--dtype=float32", "--log_interval=1", "--eval_interval=0"]
@@ -296,7 +315,8 @@ def test_one_process_equals_two(objective, small, tmp_path):
         args += ["--block_size=32", "--batch_bytes=256", "--spin_steps=3", "--eval_bytes=500"]
         args += ["--device=cpu", "--dtype=float32", "--log_interval=1", "--eval_interval=0"]
     args += ["--micro_batch=2", "--max_steps=10", "--grad_clip=0"]
-    one, two = tmp_path / "one", tmp_path / "two"
+    one = tmp_path / "one"
+    two = tmp_path / "two"
     in_processes(1, one, args)
     in_processes(2, two, args)
     expected = torch.load(f"{one}.0.pt", weights_only=True)
@@ -312,7 +332,7 @@ def test_one_process_equals_two(objective, small, tmp_path):
 
 
 def test_killed_during_a_save_leaves_a_loadable_checkpoint(small, tmp_path):
-    """SIGKILL at random moments of a run that does little else than save."""
+    """Send SIGKILL to a run that does little else than save."""
     out = tmp_path / "run"
     command = [
         sys.executable,
@@ -345,12 +365,15 @@ def test_max_seconds_bounds_training_time(small, tmp_path, capsys):
     assert float(verdict["seconds"]) >= 1.5 and int(verdict["steps"]) >= 1
     steps = [e for e in events(tmp_path / "run") if e["event"] == "train"]
     assert all(e["elapsed"] < 1.5 for e in steps[:-1]), (
-        "the first step that ends after it is the last"
+        "the first step that ends after max_seconds must be the last"
     )
 
 
 def test_warm_up_follows_the_seconds_that_compiling_took_also_after_resuming(small, tmp_path):
-    """Once a share of the first run's length was kept, and a longer run resumed with a negative learning rate."""
+    """A longer run once resumed with a negative learning rate.
+
+    The checkpoint kept the compile time as a share of the first run's length.
+    """
     out = f"--out_dir={tmp_path / 'run'}"
     train.main([*small, "--max_seconds=0.5", out])
     checkpoint = load_checkpoint(tmp_path / "run/last.pt")
@@ -396,7 +419,8 @@ def test_nonfinite_loss_stops_and_keeps_the_last_good_checkpoint(small, tmp_path
     ]
     with pytest.raises(
         ValueError,
-        match=r"step \d+: loss .*gradient norm .*(--resume continues|--overwrite starts again).*--muon_lr=3.3e\+36",
+        match=r"step \d+: loss .*gradient norm .*"
+        r"(--resume continues|--overwrite starts again).*--muon_lr=3.3e\+36",
     ) as e:
         train.main([*args, "--muon_lr=1e37", "--adam_lr=1e37", f"--out_dir={out}"])
     assert "\n" not in str(e.value)
@@ -440,9 +464,9 @@ def test_user_errors_are_one_line_with_the_fix(small, data_dir, tmp_path):
     with pytest.raises(ValueError, match=r"last.pt cannot be used.*damaged"):
         train.main([*small, "--resume", "--max_steps=4", f"--out_dir={out}"])
     done = run("train.py", "--n_leyer=3", check=False)
-    assert (
-        done.returncode == 1 and done.stderr.strip().count("\n") == 0 and "n_layer" in done.stderr
-    )
+    assert done.returncode == 1
+    assert done.stderr.strip().count("\n") == 0
+    assert "n_layer" in done.stderr
 
 
 def test_other_data_is_refused_on_resume(small, tmp_path):
@@ -456,7 +480,10 @@ def test_other_data_is_refused_on_resume(small, tmp_path):
 
 @pytest.mark.slow
 def test_the_three_commands_work_on_a_fresh_clone(tmp_path):
-    """prepare.py, torchrun train.py config/stlm_50m.py (one step of it), sample.py; and a user's mistake is a line."""
+    """Run prepare.py, one step of config/stlm_50m.py under torchrun, and sample.py.
+
+    A user's mistake gives one line.
+    """
     files = subprocess.run(
         ["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
@@ -468,23 +495,20 @@ def test_the_three_commands_work_on_a_fresh_clone(tmp_path):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "train.py", "config/stlm_50m.py"]
     done = subprocess.run([*torchrun, "--n_leyer=3"], cwd=tmp_path, capture_output=True, text=True)
     ours = [line for line in done.stderr.splitlines() if line.startswith("train.py:")]
-    assert done.returncode == 1 and ours == [
-        "train.py: command line: unknown key 'n_leyer'; did you mean 'n_layer'?"
-    ]
+    assert done.returncode == 1
+    assert ours == ["train.py: command line: unknown key 'n_leyer'; did you mean 'n_layer'?"]
     short = ["--max_steps=1", "--batch_bytes=4096"]
     done = subprocess.run([*torchrun, *short], cwd=tmp_path, capture_output=True, text=True)
-    assert (
-        done.returncode == 0
-        and done.stdout.startswith("dataset=a, the newest")
-        and "49,935,168" in done.stdout
-    )
+    assert done.returncode == 0
+    assert done.stdout.startswith("dataset=a, the newest")
+    assert "49,935,168" in done.stdout
     done = run(tmp_path / "sample.py", "--max_new_bytes=20", cwd=tmp_path)
     assert "stlm_50m/best.pt: step 1, 49,935,168 parameters" in done.stderr and done.stdout
 
 
 def test_a_run_of_days_says_so_in_its_first_line(small, tmp_path, capsys, monkeypatch):
     def first_step_of_a_minute(self):
-        # (the first time is when compiling ends)
+        # The first call comes when compiling ends.
         if not hasattr(self, "is_compiled"):
             self.is_compiled = True
             return
@@ -542,12 +566,12 @@ def test_the_dtype_is_kept_on_resume_whatever_the_machine(small, tmp_path, monke
 @pytest.mark.parametrize(
     "kind, share, wanted, T, rows",
     [
-        ("cpu", 16, 16, 4096, 2),  # 8 KiB a pass
+        ("cpu", 16, 16, 4096, 2),  # a pass has 8 KiB
         ("cpu", 16, 0, 512, 16),
         ("cpu", 6, 0, 4096, 2),
-        ("cpu", 3, 0, 4096, 2),  # 2 and 1
+        ("cpu", 3, 0, 4096, 2),  # passes of 2 rows and of 1
         ("cpu", 37, 0, 512, 16),  # no divisor comes close
-        ("cpu", 0, 0, 512, 1),  # more processes than rows: refused later, too
+        ("cpu", 0, 0, 512, 1),  # more processes than rows, which train.py refuses later
         ("cpu", 4, 3, 512, 2),  # two passes of one size
         ("cpu", 2, 0, 16384, 1),
         ("cuda", 16, 16, 4096, 16),
@@ -563,29 +587,28 @@ def test_rows_of_a_pass(kind, share, wanted, T, rows):
 
 def test_wandb_gets_what_the_log_gets(small, tmp_path, monkeypatch):
     class Stub:
-        """What of wandb is called."""
+        """The calls that train.py makes to wandb."""
 
         def init(self, **about):
-            self.about, self.logged = about, []
+            self.about = about
+            self.logged = []
             return self
 
         def log(self, numbers, step):
             self.logged.append((step, numbers))
 
-    monkeypatch.setitem(sys.modules, "wandb", stub := Stub())
+    stub = Stub()
+    monkeypatch.setitem(sys.modules, "wandb", stub)
     train.main([*small, "--max_steps=2", "--wandb=tiny", f"--out_dir={tmp_path / 'run'}"])
-    assert (stub.about["project"], stub.about["name"], stub.about["config"]["max_steps"]) == (
-        "tiny",
-        "run",
-        2,
-    )
+    assert stub.about["project"] == "tiny"
+    assert stub.about["name"] == "run"
+    assert stub.about["config"]["max_steps"] == 2
     log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     of_log = [(e["step"], e["bpb"]) for e in log if e["event"] == "train"]
-    assert [
-        (step, n["train/bpb"]) for step, n in stub.logged if "train/bpb" in n
-    ] == of_log and len(of_log) == 2
+    assert [(step, n["train/bpb"]) for step, n in stub.logged if "train/bpb" in n] == of_log
+    assert len(of_log) == 2
     assert sum("eval/bpb" in n for _, n in stub.logged) == 1
-    monkeypatch.setitem(sys.modules, "wandb", None)  # not installed
+    monkeypatch.setitem(sys.modules, "wandb", None)  # as if wandb were not installed
     with pytest.raises(ValueError, match="pip install wandb"):
         train.main([*small, "--max_steps=2", "--wandb=tiny", f"--out_dir={tmp_path / 'other'}"])
 
