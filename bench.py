@@ -177,7 +177,7 @@ def measure_in_new_process(path, cfg, options, text):
 
 
 def measure_speed(cfg, options, text):
-    """One measurement of one config, as a dict. Floats were measured; the rest is known."""
+    """One measurement of one config, as a dict. Only the floats were measured."""
     machine = Machine(options.device, options.dtype)
     torch.manual_seed(options.seed)
     model = STLM(cfg).to(machine.device)
@@ -291,7 +291,7 @@ def timed_generation(model, texts, n_prompt, state, machine):
 
 
 def summarize_rounds(arm, first_rounds):
-    """Add mean, spread and ratio to the first arm of each figure; copy what was not measured."""
+    """Add to `arm` the mean, spread and ratio to the first arm of each measured figure."""
     for key, value in arm["rounds"][0].items():
         if not isinstance(value, float):
             arm[key] = value

@@ -439,7 +439,7 @@ class LocalLayer(nn.Module):
         return self.out(F.silu(gate) * value)
 
 
-# --- what layers remember while a text is read in pieces ------------------------------------------
+# --- the memory of layers while a text is read in pieces ------------------------------------------
 
 
 class Past:

@@ -1,11 +1,11 @@
-"""Write text with a trained model, streamed as it comes.
+"""Write text with a trained model.
 
     python sample.py                                     # the newest run under out/
     python sample.py --model=out/stlm_10m --prompt="The mitochondria" --temperature=0.7
     cat question.txt | python sample.py --prompt_file=- --max_new_bytes=200
 
-Text goes to stdout (UTF-8; the prompt first), everything else to stderr. `--help` lists every knob.
-If the model plays a game, you play against it: python sample.py --model=out/selfplay_game
+The text streams to stdout in UTF-8, the prompt first; everything else goes to stderr. If the model
+plays a game, you play against it: python sample.py --model=out/selfplay_game
 """
 
 import codecs
@@ -27,24 +27,20 @@ from lib.machine import pick_device
 @dataclass
 class SampleConfig:
     # --- model ---
-    model: str = (
-        ""  # a run's folder, a shared one, or USER/NAME on the Hub; empty: the newest under out/
-    )
-    out_dir: str = ""  # another name of model
-    weights: Literal["best", "last"] = (
-        "best"  # of the run: those of the lowest val loss, or the newest
-    )
+    model: str = ""  # a run's folder, a shared folder, USER/NAME on the Hub; empty: the newest run
+    out_dir: str = ""  # another name for model
+    weights: Literal["best", "last"] = "best"  # of a run: lowest val loss, or newest
     device: str = "auto"  # auto: cuda, else mps, else cpu
     # --- text ---
-    prompt: str = ""  # what to go on from; empty: the start of a document
+    prompt: str = ""  # text to continue; empty: start a document
     prompt_file: str = ""  # read the prompt from this file; - is standard input
     max_new_bytes: int = 500  # bytes after the prompt
     num_samples: int = 1  # texts to write, one after the other
-    stop: bool = True  # end a text where the model ends its document
-    # --- choice of the next byte ---
-    temperature: float = 0.8  # below 1 is safer, above 1 is wilder; 0: always the most likely
-    top_k: int = 0  # only the k most likely; 0: all
-    top_p: float = 1.0  # only the most likely that together hold this share
+    stop: bool = True  # end a text when the model ends its document
+    # --- sampling ---
+    temperature: float = 0.8  # below 1 is safer, above 1 is wilder; 0: always the most likely byte
+    top_k: int = 0  # sample from the k most likely bytes; 0: from all
+    top_p: float = 1.0  # sample from the most likely bytes that together have this probability
     seed: int = 1337  # same seed, same text
 
     def __post_init__(self):
@@ -64,13 +60,14 @@ def main(argv=None):
     cfg, words = parse(SampleConfig, sys.argv[1:] if argv is None else argv, __doc__)
     if words:
         raise ValueError(
-            f"unexpected argument {words[0]!r}: --prompt={words[0]!r} continues it; see --help"
+            f"unexpected argument {words[0]!r}: give it as --prompt={words[0]!r}; see --help"
         )
     prompt = read_prompt(cfg)
     device, _ = pick_device(cfg.device)
     name = cfg.model or cfg.out_dir or newest_run()
     model, checkpoint, path = load_run(name, cfg.weights, device)
-    # A byte is little work: threads would wait for each other, on a busy machine ten times as long.
+    # A byte is little work. Several threads would wait for each other, on a busy machine ten times
+    # as long as they work.
     if device.type == "cpu":
         torch.set_num_threads(1)
     parameters = sum(p.numel() for p in model.parameters())
@@ -98,13 +95,13 @@ def read_prompt(cfg):
         return cfg.prompt.encode()
     except UnicodeEncodeError as e:  # bytes that are not UTF-8 arrive as surrogates
         raise ValueError(
-            f"prompt is not UTF-8: its character {e.start} is {cfg.prompt[e.start]!r}"
+            f"prompt must be UTF-8: character {e.start} is {cfg.prompt[e.start]!r}"
         ) from None
 
 
 def write_text(model, prompt, cfg, generator):
-    """Print a text as it comes; its speed goes to stderr."""
-    # a character may arrive in four pieces
+    """Print a text while the model writes it; print its speed to stderr."""
+    # A character may arrive in up to four pieces.
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     print(decoder.decode(prompt), end="", flush=True)
     start = time.perf_counter()

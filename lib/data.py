@@ -154,7 +154,7 @@ class Data:
         """ValueError unless this is, to the last bit, the split that the checkpoint's run used."""
         with open(self.path, "rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
-        # None for a shared model that does not say what it was trained on
+        # None for a shared model that does not name its training text
         trained = checkpoint["data"].get(self.split, {}).get("sha256")
         for where, sha256 in (
             ("meta.json", self.meta[self.split]["sha256"]),

@@ -27,7 +27,8 @@ class Game:
         n_keys              how many boards `key` tells apart
         start(n)            n boards before the first ply
         legal(board)        which moves are legal, (n, moves)
-        step(board, move)   the next boards, seen by the other player; who has won; what is over
+        step(board, move)   the next boards, seen by the other player; bool (n,): was it a win; bool
+                            (n,): is the game over
         mark(board)         the bytes in front of a move, (n, n_mark)
         key(board)          the number of each board, (n,)
         show(board)         one board as text for a person
@@ -164,7 +165,7 @@ def best_moves(game):
         levels.append((board, rows, moves, after, won, over))
         board = after[~over].unique(dim=0)
 
-    # backward: a move is worth what it leaves to the other player, negated
+    # backward: a move is worth minus the value of the board that it leaves to the other player
     value = torch.zeros(game.n_keys, dtype=torch.long, device=game.device)
     is_best = torch.zeros(game.n_keys, len(game.moves), dtype=torch.bool, device=game.device)
     for board, rows, moves, after, won, over in reversed(levels):
@@ -218,7 +219,7 @@ def play(game, model, by_model, opponent, u, greedy=False):
     alive = torch.ones(n, dtype=torch.bool, device=device)
 
     board = game.start(n)
-    typed = text[:, :1]  # what the model has not read yet
+    typed = text[:, :1]  # bytes that the model has not read yet
     state = model.start(n) if model else None
     # A game that is over is read on with the others, to no effect: removing it would copy the
     # state at every ply.

@@ -77,7 +77,7 @@ def make_optimizers(objective, cfg, muon_dtype):
         )
         adam.phase = (cfg.pretrain if cfg.objective == "game" else 0.0, 1.0)
         optimizers.append(adam)
-    # The schedule scales "lr"; "peak_lr" is what it scales.
+    # The schedule sets "lr" to a share of "peak_lr".
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]

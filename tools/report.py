@@ -6,8 +6,8 @@
 It also prints the progress of whatever is running. A run is a folder with run.json and log.jsonl
 (from train.py) and perhaps eval.json (from bench.py eval). Runs that differ only in seed and commit
 share a row, which shows their mean; a seed that ran twice starts a second row. Published runs with
-the same val text stand beside yours, in rows of their own; the pictures add what other projects
-reached (results/peers.json). Nothing that a run's files name is ever run or opened.
+the same val text get rows, too, and the pictures add the results of other projects
+(results/peers.json). Nothing that a run's files name is ever run or opened.
 """
 
 import ast
@@ -71,7 +71,7 @@ TASKS = {task: label for task, (label, _) in BENCHMARKS.items()}
 
 @dataclass
 class Run:
-    """What the table and the pictures show of a run."""
+    """A run, as the table and the pictures show it."""
 
     folder: Path
     log: list  # the events in log.jsonl
