@@ -23,7 +23,6 @@ import json
 import math
 import multiprocessing
 import platform
-import re
 import statistics
 import sys
 import sysconfig
@@ -235,9 +234,10 @@ def training_speed(model, cfg, options, symbols, bytes_per_symbol, machine):
     }
     if machine.device.type == "cuda":
         found["peak_memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
-    elif sys.platform == "linux":  # of the whole process
-        status = Path("/proc/self/status").read_text(encoding="utf-8")
-        found["peak_memory_gb"] = int(re.search(r"VmHWM:\s+(\d+)", status)[1]) * 1024 / 1e9
+    elif sys.platform == "linux":  # of the whole process, in KiB
+        import resource
+
+        found["peak_memory_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
     return found
 
 

@@ -32,7 +32,7 @@ from typing import Literal
 import numpy as np
 from tqdm import tqdm
 
-from config import Config, load_file, parse
+from config import parse
 from lib.data import gpt2, read_meta
 from lib.files import lock, run_command
 from lib.sources import PRESETS, Source, one_line
@@ -100,7 +100,7 @@ def main(argv=None):
         shutil.rmtree(folder / "fetched", ignore_errors=True)
         meta = {"name": out.name, **asked, **info, "created": time.strftime("%Y-%m-%d %H:%M:%S")}
         (folder / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
-    print(next_command(out.name, info["train"]["symbols"], cfg))
+    print(next_command(out.name, cfg))
 
 
 # --- before ---------------------------------------------------------------------------------------
@@ -445,7 +445,7 @@ def fill_bins(folder, sources, val_sources, cfg, cap, val_fraction, bar):
     return info, lowest
 
 
-def next_command(name, n_symbols, cfg):
+def next_command(name, cfg):
     """The training command to go on with."""
     command = "next: python train.py"
     if cfg.tokenizer == "gpt2":
@@ -455,16 +455,7 @@ def next_command(name, n_symbols, cfg):
         command += f" --gpt2_vocab={cfg.gpt2_vocab}"
     if cfg.data_dir != "data":
         command += f" --data_dir={cfg.data_dir}"
-    values, _ = load_file(Config, "config/demo.py")
-    context = values["block_size"]
-    if n_symbols > context:
-        return command
-    shorter = max(1, n_symbols // 2)
-    command += f" --block_size={shorter} --max_patches=0 --batch_bytes={8 * shorter}"
-    return (
-        f"{n_symbols} symbols to train on are fewer than config/demo.py reads at once, {context}: "
-        f"give more text, or shorten the context\n{command}"
-    )
+    return command
 
 
 if __name__ == "__main__":

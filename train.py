@@ -409,9 +409,11 @@ class TextSource:
         T = cfg.block_size
         n_symbols = len(self.train.symbols)
         if n_symbols < T + 1:
+            shorter = max(1, n_symbols // 2)
             raise ValueError(
-                f"{cfg.dataset} has {n_symbols} symbols to train on; "
-                f"block_size={T} needs at least {T + 1}"
+                f"{cfg.dataset} has {n_symbols} symbols to train on, block_size={T} needs at least "
+                f"{T + 1}: prepare more text, or add --block_size={shorter} --max_patches=0 "
+                f"--batch_bytes={8 * shorter}"
             )
         self.n_rows = cfg.batch_bytes // T  # in a step, over all processes
         unit = T * machine.world

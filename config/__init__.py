@@ -157,29 +157,35 @@ def check_limits(cfg, limits):
 
 # Lowest and highest values. The other numbers are at least 0.
 SEED = (0, 2**63 - 1)
+SHARES = (
+    "dropout",
+    "warmup",
+    "decay",
+    "momentum",
+    "beta1",
+    "beta2",
+    "mask_share",
+    "teacher_share",
+    "play_lr",
+    "pretrain",
+    "openings",
+    "random_games",
+)
+AT_LEAST_ONE = (
+    "batch_bytes",
+    "log_interval",
+    "n_future",
+    "mask_span",
+    "prefix_bytes",
+    "spin_steps",
+)
 LIMITS = {
+    **dict.fromkeys(SHARES, (0, 1)),
+    **dict.fromkeys(AT_LEAST_ONE, (1, math.inf)),
     "seed": SEED,
-    "batch_bytes": (1, math.inf),
-    "log_interval": (1, math.inf),
-    "n_future": (1, math.inf),
-    "mask_span": (1, math.inf),
-    "dropout": (0, 1),
-    "warmup": (0, 1),
-    "decay": (0, 1),
-    "momentum": (0, 1),
-    "beta1": (0, 1),
-    "beta2": (0, 1),
-    "mask_share": (0, 1),
-    "teacher_share": (0, 1),
-    "play_lr": (0, 1),
     "games": (2, 10**6),
-    "pretrain": (0, 1),
-    "openings": (0, 1),
-    "random_games": (0, 1),
     "entropy": (0, 10),
     "entropy_end": (0, 10),
-    "prefix_bytes": (1, math.inf),
-    "spin_steps": (1, math.inf),
     "spin_beta": (0, 100),
     "next_byte_weight": (0, 100),
 }

@@ -527,10 +527,10 @@ def test_too_little_text_says_so_and_its_advice_works(tmp_path, capsys, monkeypa
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.txt").write_text("A poem. " * 30)
     prepare.main(["a.txt"])
-    said = capsys.readouterr().out
-    assert "fewer than config/demo.py reads at once, 512" in said
-    command = shlex.split(said.splitlines()[-1].partition("train.py")[2])
-    train.main([*command, "--max_steps=1", "--device=cpu", "--out_dir=run"])
+    _, _, command = capsys.readouterr().out.splitlines()[-1].partition("train.py")
+    args = [*shlex.split(command), "--max_steps=1", "--device=cpu", "--out_dir=run"]
+    _, _, advice = message_of(train.main, args).partition("or add ")
+    train.main([*args, *shlex.split(advice)])
 
 
 def test_two_at_once(tmp_path):

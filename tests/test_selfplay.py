@@ -556,7 +556,7 @@ def test_what_would_go_wrong_later_is_said_first(small, tmp_path):
         ([*small, text, "--resume", "--max_steps=2", "--objective=next_byte"], "on resume only"),
         (
             [*args, f"--init_from={tmp_path / 'played'}", text, "--overwrite"],
-            "no dataset: give --dataset=NAME",
+            "not trained on a dataset: give --dataset=NAME",
         ),
         ([*SMALL, "--tokenizer=gpt2", "--pooling=none", "--max_patches=0"], "tokenizer='gpt2'"),
         ([*SMALL, "--compile=on"], "compile='on'"),
