@@ -316,6 +316,9 @@ def print_speed(arms):
 
 
 def speed_cell(value):
+    """A fact (int, str or None) as text; a measured figure as mean ± std (ratio to the first)."""
+    if value is None:
+        return "-"
     if isinstance(value, int):
         return f"{value:,}"
     if not isinstance(value, dict):

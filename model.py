@@ -225,33 +225,37 @@ def matches(seen, lengths, T, window):
     occurred before, or more than `window` symbols ago.
     """
     longest = max(lengths)
-    oldest = max(0, seen.size(1) - T - window - longest + 1)
-    seen = seen[:, oldest:]
+    # Keep T + window keys. A key is made of `longest` symbols.
+    n_needed = T + window + longest - 1
+    seen = seen[:, -n_needed:]
     N = seen.size(1)
+    K = N - longest + 1
 
-    # Key j hashes the n symbols that end at position j + longest - 1, from the newest one back.
+    # Key j of each length n hashes the n symbols that end at position j + longest - 1, from the
+    # newest one back.
     key = 0
     keys = []
     for n in range(1, longest + 1):
-        key = key * HASH + seen[:, longest - n : N - n + 1]  # int64, may wrap around
+        first = longest - n
+        key = key * HASH + seen[:, first : first + K]  # (B, K) int64, may wrap around
         if n in lengths:
             keys.append(key)
-    keys = torch.stack(keys, dim=1)  # (B, len(lengths), K)
-    K = keys.size(2)
+    keys = torch.stack(keys, dim=1)  # (B, L, K), L lengths
 
     # After a stable sort equal keys are neighbours, in the order of the text: the one before an
     # entry is its previous occurrence.
     keys, place = keys.sort(dim=2, stable=True)
     seen_before = F.pad(keys[..., 1:] == keys[..., :-1], (1, 0))
-    previous = torch.where(seen_before, place.roll(1, dims=2), -window - 1)
+    previous = torch.where(seen_before, place.roll(1, dims=2), -1)
     previous = torch.empty_like(place).scatter(2, place, previous)  # back in the order of the text
-    previous = previous[..., -T:]
+    previous = previous[..., -T:]  # (B, L, T)
 
     here = torch.arange(K - T, K, device=seen.device)
-    too_far = here - previous > window
+    exists = (previous >= 0) & (here - previous <= window)
+    # Key j ends at position j + longest - 1; the next position holds the symbol that followed.
     after = previous.clamp(min=0) + longest
     followed = seen.gather(1, after.flatten(1)).view_as(after)
-    return torch.where(too_far, NONE, followed).transpose(1, 2)
+    return torch.where(exists, followed, NONE).transpose(1, 2)
 
 
 def newest_matches(seen, lengths, window):
@@ -886,7 +890,7 @@ class STLM(nn.Module):
         stop: a text ends at EOT.
         """
         for key, value in {"max_new": max_new, "temperature": temperature, "top_k": top_k}.items():
-            if not value >= 0:
+            if not value >= 0:  # nan, too
                 raise ValueError(f"{key}={value} must be at least 0")
         if not 0 < top_p <= 1:
             raise ValueError(f"top_p={top_p} must be above 0 and at most 1")
@@ -899,7 +903,8 @@ class STLM(nn.Module):
         ends = [len(text) + max_new for text in texts]
 
         # All texts are read together: first as many symbols as the shortest prompt has, then one
-        # symbol at a time, from the prompt while it lasts, then from the model.
+        # symbol at a time, from the prompt while it lasts, then from the model. t symbols of each
+        # text have been read, so text[t] comes next; text i ends before text[ends[i]].
         device = self.embed.weight.device
         state = self.start(len(texts))
         t = min(len(text) for text in texts)
@@ -919,6 +924,7 @@ class STLM(nn.Module):
                     new[i] = drawn[i]
             if any(symbol is not None for symbol in new):
                 yield new if several else new[0]
+            # Texts that have ended are read on, to no effect.
             idx = torch.tensor([[text[t]] for text in texts])
             t += 1
 

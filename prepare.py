@@ -35,7 +35,7 @@ from tqdm import tqdm
 from config import parse
 from lib.data import gpt2, read_meta
 from lib.files import lock, run_command
-from lib.sources import PRESETS, Source, one_line
+from lib.sources import PRESETS, Source, errors_named
 from model import EOT, GPT2_VOCAB
 
 VAL_CAP = 10_000_000  # bytes of val: more would only make evaluation slow
@@ -127,7 +127,7 @@ def keep(out, asked):
                 f"{out} exists with {key}={meta[key]!r}, not {value!r}: --overwrite replaces it, "
                 "--name=OTHER keeps both"
             )
-    sizes = f"train {human(meta['train']['bytes'])}, val {human(meta['val']['bytes'])}"
+    sizes = f"train {size_text(meta['train']['bytes'])}, val {size_text(meta['val']['bytes'])}"
     sources = ", ".join(meta["sources"])
     print(f"keeping {out} ({sizes} from {sources}); --overwrite replaces it")
 
@@ -162,15 +162,15 @@ def plan(out, words, sources, val_sources, cfg):
     n_files = sum(len(source.files) for source in sources)
     if n_files > 1:
         reads += f" ({n_files} files)"
-    reads += f": {human(total)}"
+    reads += f": {size_text(total)}"
     if cap and (total is None or cap < total):
-        reads += f", at most {human(cap)} of it"
+        reads += f", at most {size_text(cap)} of it"
     print(reads)
     writes = f"writes {out}: train.bin, val.bin, meta.json"
     if cfg.tokenizer != "bytes":
         writes += f" ({cfg.tokenizer} tokens)"
         advice = " (TIKTOKEN_CACHE_DIR can name a folder that holds its files)"
-        with one_line("tiktoken's gpt2 encoding", advice=advice):
+        with errors_named("tiktoken's gpt2 encoding", advice=advice):
             cfg.encoding()
     print(writes)
 
@@ -179,7 +179,7 @@ def plan(out, words, sources, val_sources, cfg):
     return cap, total
 
 
-def human(n):
+def size_text(n):
     """A number of bytes as text."""
     if n is None:
         return "unknown size"

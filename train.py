@@ -144,7 +144,7 @@ def train(cfg, argv):
     # A resumed run repeats the evaluation at the step it continues from.
     is_over = clock.is_over(step)
     is_due = step > 0 and (is_over or every(cfg.eval_interval, step))
-    log.begin(info, step, is_due)
+    log.begin(info, step, repeats_eval=is_due)
     log.status("running", step, clock.elapsed)
     log.record("start", step, clock.elapsed)
     best, best_step = log.best(source.measure)
@@ -323,13 +323,15 @@ def train_step(model, optimizers, batch, micro_batch, autocast, grad_clip, progr
     """One optimizer step on this process's batch, `micro_batch` rows at a time.
 
     batch: a tuple of tensors with a row per text, from the source
+    optimizers: those that step now; gradients of all parameters are clipped
 
-    Returns two tensors on the device: the mean loss in nats, followed by the figures that the
-    objective watches, if any; and the norm of the gradient.
+    Returns two tensors on the device: the loss, () or, with n figures that the objective watches,
+    (1 + n,); and the norm of the gradient, ().
     """
     # A tensor, because a new number would trigger a recompile.
     progress = torch.full((), progress, device=batch[0].device)
     n_rows = len(batch[0])
+    # a tuple of tensors for each micro-batch
     micro_batches = list(zip(*(tensor.split(micro_batch) for tensor in batch), strict=True))
     total = 0
     for i, tensors in enumerate(micro_batches):
@@ -337,13 +339,15 @@ def train_step(model, optimizers, batch, micro_batch, autocast, grad_clip, progr
         # `with model.no_sync()`, which would make us write the pass twice. It sets this flag.
         if isinstance(model, DistributedDataParallel):
             model.require_backward_grad_sync = i == len(micro_batches) - 1
+        # Each row has the same weight, even if the last micro-batch has fewer rows.
+        share = len(tensors[0]) / n_rows
         with autocast:
-            # Each row has the same weight, even if the last micro-batch has fewer rows.
-            loss = model(*tensors, progress=progress) / (n_rows / len(tensors[0]))
+            loss = share * model(*tensors, progress=progress)
         # the loss itself comes first, then the watched figures
         loss.view(-1)[0].backward()
         total = total + loss.detach()
 
+    # Without clipping the norm is still logged.
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)
     for optimizer in optimizers:
         optimizer.step()
@@ -730,19 +734,22 @@ def not_finite(step, loss, norm, cfg, last_path):
 
 
 def train_line(step, values, seconds_left):
-    values = dict(values)
+    """A train event of the log as a line: first the figures of every run, then the others."""
+    parts = [f"step {step}"]
     if "bpb" in values:
-        line = f"step {step} | train {values.pop('bpb'):.4f} bpb | norm {values.pop('norm'):.2f}"
-        line += f" | {values.pop('bytes_per_second'):,.0f} bytes/s"
-        mfu = values.pop("mfu")
-        if mfu:
-            line += f" | {mfu:.1%} of peak"
+        parts.append(f"train {values['bpb']:.4f} bpb")
     else:
-        line = f"step {step} | loss {values.pop('loss'):.4f} | norm {values.pop('norm'):.2f}"
-    values.pop("lr_scale")
+        parts.append(f"loss {values['loss']:.4f}")
+    parts.append(f"norm {values['norm']:.2f}")
+    if "bytes_per_second" in values:
+        parts.append(f"{values['bytes_per_second']:,.0f} bytes/s")
+    if values.get("mfu"):
+        parts.append(f"{values['mfu']:.1%} of peak")
     for name, value in values.items():
-        line += f" | {name} {value:.3f}"
-    line += f" | {duration(seconds_left)} left"
+        if name not in ("bpb", "loss", "norm", "bytes_per_second", "mfu", "lr_scale"):
+            parts.append(f"{name} {value:.3f}")
+    parts.append(f"{duration(seconds_left)} left")
+    line = " | ".join(parts)
     if step == 1 and seconds_left > 86400:
         line += " at this speed; --max_seconds=3600 trains for an hour"
     return line

@@ -212,9 +212,9 @@ ELSEWHERE = {
 YES_NO = {"true": True, "1": True, "false": False, "0": False}
 
 
-def nearest(name, names, cutoff=0.6):
+def nearest(name, names):
     """The most similar of some names as a hint, or ''."""
-    found = difflib.get_close_matches(str(name), names, n=1, cutoff=cutoff)
+    found = difflib.get_close_matches(str(name), names, n=1)
     return f"; did you mean {found[0]!r}?" if found else ""
 
 
@@ -249,10 +249,11 @@ def convert(cls, key, value, where, is_text=False):
 def hint(key, kinds):
     """The end of a message about an unknown key: a knob that does the same, or a similar name."""
     for names, advice in ELSEWHERE.items():
+        # only if this command has the knobs that the advice names
         knobs = re.findall(r"--(\w+)", advice)
         if key in names.split() and all(knob in kinds for knob in knobs):
             return f": {advice}"
-    return nearest(key, kinds, 0.5) or "; --help lists all"
+    return nearest(key, kinds) or "; --help lists all"
 
 
 def to_choice(value, choices):

@@ -127,27 +127,31 @@ class Data:
 
     def __init__(self, cfg, split):
         folder = Path(cfg.data_dir) / cfg.dataset
-        if not re.fullmatch(r"\w[\w.+-]*", cfg.dataset) or not (folder / "meta.json").is_file():
+        # a plain name, which cannot lead out of data_dir
+        is_name = re.fullmatch(r"\w[\w.+-]*", cfg.dataset) is not None
+        if not is_name or not (folder / "meta.json").is_file():
             known = sorted(p.parent.name for p in Path(cfg.data_dir).glob("*/meta.json"))
             raise ValueError(
                 f"no dataset {folder}: choose one of {known}, or make one with python prepare.py"
             )
         self.meta = read_meta(folder)
         self.lengths = symbol_lengths(cfg.tokenizer, cfg.gpt2_vocab)
-        n = len(self.lengths)
-        if (self.meta["tokenizer"], self.meta["vocab_size"]) != (cfg.tokenizer, n):
+        vocab_size = len(self.lengths)
+        if (self.meta["tokenizer"], self.meta["vocab_size"]) != (cfg.tokenizer, vocab_size):
             raise ValueError(
-                f"{folder} has {self.meta['vocab_size']} symbols of {self.meta['tokenizer']}, "
-                f"the config {n} of {cfg.tokenizer}: choose another --dataset or --tokenizer"
+                f"{folder} has {self.meta['vocab_size']} symbols of {self.meta['tokenizer']}, the "
+                f"config {vocab_size} of {cfg.tokenizer}: choose another --dataset or --tokenizer"
             )
         self.path = folder / f"{split}.bin"
         self.split = split
         self.symbols = np.memmap(self.path, dtype=self.meta["dtype"], mode="r")
-        if n > 256 and self.symbols.max() >= n:
+        # Any byte is a symbol, but not any token: look at all of them.
+        if cfg.tokenizer != "bytes" and self.symbols.max() >= vocab_size:
             raise ValueError(
                 f"{self.path} has the token {self.symbols.max()}, but its vocabulary ends at "
-                f"{n - 1}: make it anew with prepare.py --overwrite"
+                f"{vocab_size - 1}: make it anew with prepare.py --overwrite"
             )
+        # EOT is a symbol, but not text.
         self.bytes_per_symbol = self.meta[split]["bytes"] / len(self.symbols)
 
     def verify(self, checkpoint):
@@ -167,7 +171,7 @@ class Data:
 
     @classmethod
     def of_text(cls, cfg, text):
-        """Any text (bytes of valid UTF-8) as if it were a split with one document."""
+        """Any text (bytes of valid UTF-8) as a split. It has only symbols and lengths."""
         self = cls.__new__(cls)
         self.symbols = np.array(encode(cfg, text))
         self.lengths = symbol_lengths(cfg.tokenizer, cfg.gpt2_vocab)

@@ -39,15 +39,19 @@ def write_atomically(path, write, size=0):
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as e:  # torch.save turns a full disk into a RuntimeError
+    except (OSError, RuntimeError) as e:
         temporary.unlink(missing_ok=True)
-        why = str(e.__cause__ or e)
-        if isinstance(e, RuntimeError) or e.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+        # torch.save raises a RuntimeError while it handles the OSError
+        error = e.__context__ if isinstance(e, RuntimeError) else e
+        if not isinstance(error, OSError):
+            raise
+        why = str(error)
+        if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
             free = shutil.disk_usage(path.parent).free / 1e6
             why = f"the disk is full, or a quota: {free:,.0f} MB are free"
             if size:
                 why += f", {size / 1e6:,.1f} are needed"
-        raise OSError(f"cannot write {path} ({why}); an earlier version is untouched") from None
+        raise OSError(f"cannot write {path} ({why}); any earlier version is untouched") from None
 
 
 def write_json(path, value):

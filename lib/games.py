@@ -144,7 +144,7 @@ class Nim(Game):
         return board[:, 0]
 
     def show(self, board):
-        return f"{board.item()} are left; take 1, 2 or 3"
+        return f"{board.item()} left"
 
 
 GAMES = {"tictactoe": TicTacToe, "nim": Nim}
@@ -189,7 +189,8 @@ def uniform(seed, n, columns, device):
 def choose(weights, u):
     """Choose a column of each row: weights (n, m), random numbers u (n,) from 0 to 1 -> (n,)."""
     sums = weights.float().cumsum(dim=1)
-    # The last column with any weight reaches exactly 1, which is above every u.
+    # The last column with any weight reaches exactly 1, which is above every u. A row without any
+    # weight (a game that is over) gives NaN, which is not <= u, and so column 0.
     return (sums / sums[:, -1:] <= u[:, None]).sum(dim=1)
 
 
@@ -298,7 +299,7 @@ def every_line(game, model, role):
     return len(ended), n_lost, shares
 
 
-def scores(game, model, good_moves, seed, n=1000):
+def scores(game, model, is_best, seed, n=1000):
     """How well the model plays, as a dict.
 
     lost                    share of all lines that the greedy model loses
@@ -310,14 +311,16 @@ def scores(game, model, good_moves, seed, n=1000):
     illegal_first           share of the games in random_sampled_first that the model ends illegally
     illegal                 share of illegal moves in games of the model against itself
 
-    and the same for "second". A perfect player takes any of the `good_moves`, bool (n_keys, moves).
+    and the same for "second". A perfect player takes any of the best moves: is_best, bool (n_keys,
+    moves).
     """
     model = model.eval()
     ply = torch.arange(game.n_plies, device=game.device).expand(n, -1)
     u = uniform(seed, n, game.n_plies, game.device)
 
     def perfect(board):
-        return good_moves[game.key(board)]
+        """Weights (n, moves): 1 for each best move."""
+        return is_best[game.key(board)]
 
     played = play(game, model, ply >= 0, game.legal, u)
     found = {"lost": 0.0, "illegal": played.illegal.sum().item() / played.chosen.sum().item()}

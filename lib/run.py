@@ -125,10 +125,10 @@ class Log:
             with contextlib.suppress(OSError):
                 self.status("failed", self.step, self.elapsed)
 
-    def begin(self, info, step, is_due):
-        """Empty the folder; or, to resume after `step`, cut off the log there.
+    def begin(self, info, step, repeats_eval):
+        """Delete the files of an earlier run; or, to resume after `step`, cut off the log there.
 
-        is_due: the evaluation at that step will be repeated, so its old result is cut off, too.
+        repeats_eval: the evaluation at that step will be repeated, so its old result goes, too.
         """
         self.info = info
         if not self.is_writer:
@@ -139,16 +139,17 @@ class Log:
             for name in RUN_FILES:
                 (self.out / name).unlink(missing_ok=True)
         elif path.exists():
+            # "end", "interrupted" and "start" at this step are no longer true.
+            kept_now = ("train",) if repeats_eval else ("train", "eval")
             for event in read_log(path):
-                stays = event["event"] == "train" or (event["event"] == "eval" and not is_due)
-                if event["step"] < step or (event["step"] == step and stays):
+                if event["step"] < step or (event["step"] == step and event["event"] in kept_now):
                     self.events.append(event)
             text = "".join(json.dumps(event) + "\n" for event in self.events)
             write_atomically(path, lambda file: file.write(text.encode()))
         if self.wandb:
             project = self.wandb_project
             config = self.info["config"]
-            self.wandb = self.wandb.init(
+            self.wandb_run = self.wandb.init(
                 project=project, name=self.out.name, config=config, dir=self.out
             )
 
@@ -175,7 +176,7 @@ class Log:
             for key, value in values.items():
                 if isinstance(value, (int, float)):
                     numbers[f"{event}/{key}"] = value
-            self.wandb.log(numbers, step=step)
+            self.wandb_run.log(numbers, step=step)
 
     def status(self, status, step, elapsed, **values):
         self.info.update(status=status, step=step, elapsed=elapsed, updated=time.time(), **values)

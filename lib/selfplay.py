@@ -47,7 +47,7 @@ class GameSource:
         self.model = model
         self.machine = machine
         self.game = GAMES[cfg.game](machine.device)
-        self.best_moves, _ = best_moves(self.game)
+        self.is_best, _ = best_moves(self.game)
         self.played = None  # the newest games of the model
 
         longest = self.game.n_plies * self.game.width
@@ -66,8 +66,11 @@ class GameSource:
         self.micro_batch = cfg.micro_batch or max(cfg.games, self.n_to_read)
 
     def describe(self, step, model):
-        """Lines about a step, to print."""
-        return [f"a step: {self.cfg.games} games of {self.cfg.game} at once"]
+        """See TextSource in train.py for this and the other methods of a source."""
+        return [
+            f"a step: {self.n_to_read} random games of {self.cfg.game} to read at first, then "
+            f"{self.cfg.games} games to play"
+        ]
 
     def about(self):
         """The data, for run.json and checkpoints."""
@@ -137,7 +140,7 @@ class GameSource:
         }
 
     def evaluate(self, model):
-        found = scores(self.game, model, self.best_moves, self.cfg.seed)
+        found = scores(self.game, model, self.is_best, self.cfg.seed)
         model.train()
         return found
 
@@ -149,7 +152,7 @@ class GameSource:
         if self.machine.rank > 0:  # rank 0 has best.pt
             return {}, {}, step
         model, checkpoint, _ = load_run(out, "best", self.game.device)
-        found = scores(self.game, model, self.best_moves, self.cfg.seed + 1)
+        found = scores(self.game, model, self.is_best, self.cfg.seed + 1)
         verdict = self.summary(found) | {"seconds": f"{elapsed:.0f}"}
         best_step = checkpoint["step"]
         return found | {"best_step": best_step}, verdict, best_step
@@ -251,7 +254,8 @@ class SpinSource:
 
     A batch is a tuple of
         real        (B, 1 + T)
-        own         (B, 1 + T) the same first bytes, continued by the opponent with M bytes
+        own         (B, 1 + T) the same first bytes, continued by the opponent: M bytes, up to
+                    the end of the row
         log_p_real  (B, M) the opponent's log-probability of each of the last M bytes
         log_p_own   (B, M)
     or, without an opponent, of `real` alone. The opponent is a copy of the model, renewed every
@@ -260,52 +264,55 @@ class SpinSource:
 
     measure = "bpb"
 
-    def __init__(self, cfg, model, machine, text):
+    def __init__(self, cfg, model, machine, text_source):
         self.cfg = cfg
         self.model = model
         self.machine = machine
-        self.text = text  # the source of real text
-        self.micro_batch = text.micro_batch
-        self.bytes_per_symbol = 1
+        self.text_source = text_source
+        self.micro_batch = text_source.micro_batch
+        self.bytes_per_symbol = text_source.bytes_per_symbol
         self.opponent = copy.deepcopy(model).requires_grad_(False)
         self.iteration = None  # the opponent's number
-        self.rows = None  # the batches of all its steps, one after the other
+        self.rows = None  # the batches of all its steps in one, (spin_steps * B, ...)
         self.has_opponent = cfg.spin_beta > 0
 
     def describe(self, step, model):
-        lines = self.text.describe(step, model)
+        lines = self.text_source.describe(step, model)
         if self.has_opponent:
             lines.append(f"every {self.cfg.spin_steps} steps the model writes the text to beat")
         return lines
 
     def about(self):
-        return self.text.about()
-
-    def resume(self, checkpoint):
-        self.text.resume(checkpoint)
-        if self.has_opponent:
-            self.opponent.load_state_dict(checkpoint["source"])
+        return self.text_source.about()
 
     def state(self):
         return self.opponent.state_dict() if self.has_opponent else {}
 
+    def resume(self, checkpoint):
+        """checkpoint["source"] is the state() of then."""
+        self.text_source.resume(checkpoint)
+        if self.has_opponent:
+            self.opponent.load_state_dict(checkpoint["source"])
+
     def at(self, step, progress):
+        """This step's batch. The first step against an opponent has it write the text of all."""
         if not self.has_opponent:
-            return (self.text.rows(step),)
+            return (self.text_source.rows(step),)
         iteration, i = divmod(step, self.cfg.spin_steps)
-        if i == 0:
-            self.opponent.load_state_dict(self.model.state_dict())
-        # A resumed run has the opponent, but not yet its text.
-        if i == 0 or iteration != self.iteration:
-            self.iteration = iteration
+        # A new iteration; or a resumed run, which has the opponent but not yet its text.
+        if iteration != self.iteration:
+            if i == 0:
+                self.opponent.load_state_dict(self.model.state_dict())
             self.rows = self.write(iteration)
+            self.iteration = iteration
+        # of the rows of all steps, (spin_steps * B, ...), those of step i
         return tuple(x.tensor_split(self.cfg.spin_steps)[i] for x in self.rows)
 
     @torch.no_grad()
     def write(self, iteration):
         """The rows of all steps against this opponent."""
         n_steps = self.cfg.spin_steps
-        parts = [self.text.rows(iteration * n_steps + i) for i in range(n_steps)]
+        parts = [self.text_source.rows(iteration * n_steps + i) for i in range(n_steps)]
         real = torch.cat(parts)  # (n_steps * B, 1 + T)
         N = self.cfg.prefix_bytes
 
@@ -335,11 +342,11 @@ class SpinSource:
         return found
 
     def evaluate(self, model):
-        return self.text.evaluate(model)
+        return self.text_source.evaluate(model)
 
     def evaluation_lines(self, result):
         """Bits per byte, and two texts side by side."""
-        lines = self.text.evaluation_lines(result)
+        lines = self.text_source.evaluation_lines(result)
         if self.rows is None:
             return lines
         N = self.cfg.prefix_bytes
@@ -354,7 +361,7 @@ class SpinSource:
         return lines
 
     def conclude(self, model, out, step, elapsed):
-        return self.text.conclude(model, out, step, elapsed)
+        return self.text_source.conclude(model, out, step, elapsed)
 
 
 class Spin(nn.Module):

@@ -182,7 +182,7 @@ class Source:
 
     def documents_of(self, name, rows):
         """A document for each row of a table."""
-        with one_line(name):
+        with errors_named(name):
             for where, row in rows:
                 try:
                     text = text_of(row, self.column, self.cfg.errors)
@@ -225,19 +225,20 @@ class Source:
 
 
 @contextlib.contextmanager
-def one_line(where, problem="cannot be read", advice=""):
-    """Turn whatever a library raises for unreadable input into one line that names the input."""
+def errors_named(source, problem="cannot be read", advice=""):
+    """Turn whatever a library raises for unreadable input into one line that names the source."""
     try:
         yield
     except Exception as e:
-        if isinstance(e, ValueError) and str(e).startswith(str(where)):
+        # our own messages already name it
+        if isinstance(e, ValueError) and str(e).startswith(str(source)):
             raise
-        raise ValueError(f"{where} {problem}: {first_line(e)}{advice}") from None
+        raise ValueError(f"{source} {problem}: {first_line(e)}{advice}") from None
 
 
-def reached(where):
+def reached(source):
     advice = "; offline, `python prepare.py` (the standard library) and local files work"
-    return one_line(where, "cannot be reached", advice)
+    return errors_named(source, "cannot be reached", advice)
 
 
 # --- tables: a document per row -------------------------------------------------------------------
@@ -313,8 +314,10 @@ def parquet_rows(path, column, errors):
     with pyarrow.parquet.ParquetFile(path) as file:
         names = file.schema_arrow.names
         if column not in names:
+            # A row without the column, so that text_of raises its error, which names the others. An
+            # empty table has no rows to complain about.
             if file.metadata.num_rows:
-                yield "row 1", dict.fromkeys(names)  # the error names the columns
+                yield "row 1", dict.fromkeys(names)
             return
         n = 0
         for batch in file.iter_batches(1000, columns=[column]):
@@ -396,7 +399,7 @@ def read_text(path, errors):
     """Yield a file in pieces of whole characters, without a byte-order mark."""
     decoder = codecs.getincrementaldecoder("utf-8")(errors)
     offset = 0
-    with one_line(path), open_text(path) as file:
+    with errors_named(path), open_text(path) as file:
         while True:
             piece = file.read(1 << 20)
             held_back, _ = decoder.getstate()  # the beginning of a character

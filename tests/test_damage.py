@@ -575,7 +575,7 @@ def test_impossible_choices_are_named(trained):
         sample.main([f"--out_dir={trained}", "--seed=18446744073709551616"])
     with pytest.raises(ValueError, match="n_match=17"):
         Config(n_match=17, max_steps=1)
-    with pytest.raises(ValueError, match="prompt is not UTF-8"):
+    with pytest.raises(ValueError, match="prompt must be UTF-8"):
         sample.main([f"--out_dir={trained}", "--prompt=a\udce9b"])
     from model import sample as draw
 

@@ -289,11 +289,13 @@ def cells(group, page):
     """An experiment's row of the table, by column."""
     first = group[0]
     place = os.path.relpath(first.folder, page.parent).replace(os.sep, "/")
+    # brackets would end the text of the link
     label = clean(place).replace("[", "").replace("]", "")
     megabytes = mean(group, "n_bytes") / 1e6
     row = {
         "run": f"[{label}]({urllib.parse.quote(place)})",
         "config": f"`{first.config}`",
+        # the shortest: some commands spell out defaults
         "what it changes": min((run.changes for run in group), key=len) or "-",
         "why": first.why or "no docstring",
         "parameters": f"{first.parameters:,}",
@@ -305,14 +307,12 @@ def cells(group, page):
         "bytes/s": f"{mean(group, 'speed'):,.0f}" if first.bpb else "-",
         "device": first.device,
     }
-    for task, label in TASKS.items():
-        row[label] = task_cell(group, task)
-    ends = []
+    for task, column in TASKS.items():
+        row[column] = task_cell(group, task)
+    statuses = []
     for run in group:
-        end = run.status if run.share == 1 else f"{run.status} at {run.share:.0%}"
-        if end not in ends:
-            ends.append(end)
-    row["status"] = ", ".join(ends)
+        statuses.append(run.status if run.share == 1 else f"{run.status} at {run.share:.0%}")
+    row["status"] = ", ".join(dict.fromkeys(statuses))
     return row
 
 
