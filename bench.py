@@ -6,13 +6,14 @@
     python bench.py eval --data=DIR --tasks=val,blimp    # benchmarks from files: DIR/blimp.jsonl
     python bench.py eval --text=novel.txt                # bits per byte of any text
 
-speed trains and generates with untrained models, at each config's own batch size, and feeds them
-real text. Each measurement has a process of its own; configs take turns; warm-up does not count.
+speed times untrained models on real text: training at each config's own batch size, and generation
+of one text and of 16. Each measurement has a process of its own; configs take turns; warm-up does
+not count.
 
 eval scores a run's best weights (--weights=last: the newest) and writes eval.json into its folder.
 It follows lm-evaluation-harness: acc takes the choice with the highest log-probability (ties share
-the point), acc_norm divides that by characters, acc_bytes by bytes. BLiMP compares whole sentences,
-WinoGrande the text after either name, ARC and MMLU the texts of the answers.
+the point); acc_norm first divides it by the choice's characters, acc_bytes by its bytes. BLiMP
+compares whole sentences, WinoGrande the text after each name, ARC and MMLU the answers' wording.
 
 A line of DIR/TASK.jsonl is {"context": str, "choices": [str, ...], "answer": int}, or
 {"context_options": [str, ...], "continuation": str, "answer": int}; "group": str is optional.
@@ -64,19 +65,19 @@ from train import compile_and_wrap, train_step
 class BenchConfig:
     # --- speed and eval ---
     device: str = "auto"  # auto: cuda, else mps, else cpu
-    # of matrix products; auto: for speed as in train.py, for eval float32
+    # precision of matrix products; auto: speed chooses as train.py does, eval uses float32
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     json: bool = False  # print JSON instead of a table
-    seed: int = 1337  # speed: of weights and text; eval: of the items that limit draws
+    seed: int = 1337  # speed: for weights and batch; eval: for drawing the items of limit
     text: str = ""  # a UTF-8 file to score (eval) or to feed (speed; empty: the standard library)
     # --- speed ---
     rounds: int = 3  # measurements of each config
-    seconds: float = 5.0  # shortest time to train in a measurement; at least one step
+    seconds: float = 5.0  # train for at least this long, and one step, in each measurement
     compile: Literal["auto", "on", "off"] = "auto"  # torch.compile; auto: as the config says
     # --- eval ---
     model: str = ""  # a run's folder, a shared folder, USER/NAME on the Hub; empty: the newest run
     out_dir: str = ""  # another name for model
-    weights: Literal["best", "last"] = "best"  # of a run: lowest val loss, or newest
+    weights: Literal["best", "last"] = "best"  # best: a run's lowest val loss; last: its newest
     tasks: str = ""  # val and benchmarks, separated by commas; empty: all
     data: str = ""  # folder with TASK.jsonl files; empty: the Hub, through `datasets`
     data_dir: str = ""  # folder of the prepared datasets; empty: the run's
@@ -152,7 +153,7 @@ def run_speed(options, paths):
 
 
 def some_text(path):
-    """1 MB of real text: a file, or the standard library, which is the same everywhere."""
+    """Up to 1 MiB of real text: a file's, or the standard library's, which every machine has."""
     if path:
         text = read_utf8(path, "text")
     else:
@@ -160,7 +161,7 @@ def some_text(path):
         text = b"".join(file.read_bytes() for file in files)
     if len(text) < 20_000:
         raise ValueError(
-            f"text={path} has {len(text)} bytes, speed needs at least 20000: choose a longer text"
+            f"text={path}: expected at least 20000 bytes, got {len(text)}; choose a longer text"
         )
     return text[: 1 << 20]
 
@@ -171,12 +172,12 @@ def measure_in_new_process(path, cfg, options, text):
             return process.submit(measure_speed, cfg, options, text).result()
         except (BrokenExecutor, torch.OutOfMemoryError):
             raise ValueError(
-                f"{path}: its process died, probably out of memory: give it a smaller micro_batch"
+                f"{path}: out of memory, or its process died: set a smaller micro_batch in it"
             ) from None
 
 
 def measure_speed(cfg, options, text):
-    """One measurement of one config, as a dict. Only the floats were measured."""
+    """One measurement of one config, as a dict. The floats were measured; the rest is fixed."""
     machine = Machine(options.device, options.dtype)
     torch.manual_seed(options.seed)
     model = STLM(cfg).to(machine.device)
@@ -245,8 +246,8 @@ def training_speed(model, cfg, options, symbols, bytes_per_symbol, machine):
 def generation_speed(model, symbols, bytes_per_symbol, machine):
     """The speed of generation after texts of several lengths, and of many texts at once.
 
-    Symbols are drawn as in `generate`, but the next symbol of a real text is read, so that patches
-    are real.
+    It samples symbols as `generate` does, but reads the real text's next symbol instead, so that
+    patches are real.
     """
     n_new = round(128 / bytes_per_symbol)
     n_prompt = round(LENGTHS[0] / bytes_per_symbol)
@@ -279,7 +280,7 @@ def generation_speed(model, symbols, bytes_per_symbol, machine):
 
 
 def timed_generation(model, texts, n_prompt, state, machine):
-    """Read n_prompt symbols of texts (B, N), generate the rest. -> (seconds of that, state)."""
+    """Read n_prompt symbols of texts (B, N) and time generating the rest: -> (seconds, state)."""
     if n_prompt > 0:
         _, state = model.read(texts[:, :n_prompt], state)
     machine.synchronize()
@@ -291,7 +292,7 @@ def timed_generation(model, texts, n_prompt, state, machine):
 
 
 def summarize_rounds(arm, first_rounds):
-    """Add to `arm` the mean, spread and ratio to the first arm of each measured figure."""
+    """Add to `arm`, for each measured figure, its mean, spread and ratio to the first arm's."""
     for key, value in arm["rounds"][0].items():
         if not isinstance(value, float):
             arm[key] = value
@@ -348,8 +349,8 @@ def run_eval(options):
     model, checkpoint, path = load_run(name, options.weights, machine.device)
     if game_of(checkpoint):
         raise ValueError(
-            f"{path} plays {game_of(checkpoint)}, so it has no bits per byte: train.py scored it, "
-            "see its log.jsonl"
+            f"expected a model of text, got {path}, which plays {game_of(checkpoint)}: its scores "
+            "are in the run's log.jsonl"
         )
     tasks = tasks_of(options)
     out = path.parent
@@ -408,7 +409,7 @@ def tasks_of(options):
 
 
 def earlier_result(path, weights_path, checkpoint):
-    """The content of eval.json if it is about these weights, so that its figures stay; else new."""
+    """eval.json's content if it is about these weights, to keep its figures; else a fresh dict."""
     result = {"weights": weights_path.name}
     for key in ("step", "elapsed", "commit"):
         result[key] = checkpoint[key]
@@ -478,7 +479,7 @@ def items_of(task, options):
     else:
         items = hub_items(task)
     if not items:
-        raise ValueError("it has no items")
+        raise ValueError("expected at least 1 item, got 0: choose another --data")
     return items
 
 
@@ -487,7 +488,10 @@ def hub_items(task):
     try:
         return list(load())
     except (KeyError, IndexError, TypeError, AttributeError) as e:
-        raise ValueError(f"its rows on the Hub have another format: {e!r}") from None
+        raise ValueError(
+            f"expected the benchmark's usual columns, got other rows from the Hub ({e!r}); "
+            "--data=DIR reads local files"
+        ) from None
     except Exception as e:
         raise Unreachable(
             f"cannot load it from the Hub ({first_line(e)[:120]}); --data=DIR reads local files"
@@ -526,8 +530,8 @@ def pairs(item):
     return [(context, choice.encode()) for choice in item["choices"]]
 
 
-# An item in symbols: its number in the list; for each choice its symbols, and the index of the
-# first one of the continuation; how many first symbols all choices share.
+# An item in symbols: its number in the list; for each choice, its symbols and where among them the
+# continuation starts; how many leading symbols all choices share.
 Work = namedtuple("Work", "number rows starts n_shared")
 
 
@@ -537,9 +541,9 @@ def score(model, items, on_progress=lambda n: None, at_once=0):
     items: for each a list of (context, continuation) in bytes. on_progress: called with the number
     of choices scored. at_once: symbols in a batch; 0: as many as the device likes.
 
-    Returns for each item a list of (nats, greedy). greedy: every symbol of the continuation is the
-    model's first choice. Scores do not depend on the batch: an item's choices share the reading of
-    their common beginning, and padding stands where no symbol can see it.
+    Returns for each item a list of (nats, greedy). greedy: each symbol of the continuation is the
+    model's most likely next one. The batch does not change scores: padding comes last, where no
+    symbol can see it. An item's choices share one pass over their common beginning.
     """
     at_once = at_once or symbols_at_once(model)
     work = []
@@ -627,7 +631,7 @@ def score_batch(model, batch):
 
 
 def grade(item, scores):
-    """{metric: the point for this item}, 1 if the answer scores highest; ties share the point.
+    """{metric: points}: 1 if the right choice scores highest, a share of 1 in a tie, else 0.
 
     With a single choice (LAMBADA) greedy decoding must produce it.
     """

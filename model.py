@@ -1,12 +1,12 @@
 """A super tiny language model that reads and writes bytes.
 
-Most of its compute is a transformer, the trunk, that runs once per patch: a word and the separator
-after it. Cheap local layers run at every byte:
+Most of its compute goes into a transformer, the trunk, which runs once per patch: a word and the
+separator after it. Cheap local layers run at every byte:
 
     bytes
       -> embedding       a row per byte, plus hashed n-grams, plus n-gram matches
       -> local encoder   a few bytes of context
-      -> pooling         one vector per patch, taken at its last byte
+      -> pooling         one vector per patch, from its last byte and the sum of its bytes
       -> trunk           a causal transformer over patches
       -> gate            every byte takes the vector of the newest finished patch
       -> local decoder
@@ -14,15 +14,14 @@ after it. Cheap local layers run at every byte:
 
 How this differs from GPT-2 (nanoGPT's model.py). Each item improved bits per byte or speed:
 - Bytes, not tokens: the vocabulary costs 256 rows and can spell every text.
-- Pooling: a rule of a few lines decides where a patch ends, not a tokenizer or a second model. The
-  trunk reads a patch's last byte and the sum of its bytes.
+- Pooling: a rule of a few lines, not a tokenizer or a second model, decides where a patch ends.
 - Local layers mix the last few bytes channel by channel, then apply SwiGLU (arXiv 2002.05202). They
   need no attention at byte rate, and remember only a few vectors while generating.
 - Hashed n-gram embeddings: parameters that cost almost no compute (CANINE, arXiv 2103.06874; BLT,
   arXiv 2412.09871). All lengths share one table of many narrow rows, because a rare n-gram needs a
   row of its own more than it needs a wide one.
-- n-gram matches (`n_match`): each byte learns which byte came next the last time the same few
-  bytes occurred. It is an induction head for free (arXiv 2401.12973; PAQ's match model).
+- n-gram matches (`n_match`): each byte sees which byte came next the last time the same few bytes
+  occurred. It is an induction head for free (arXiv 2401.12973; PAQ's match model).
 - Canon layers (`canon_reach`): attention and feed-forward also see the few positions before
   (arXiv 2512.17351). They are cheap, and help most if the trunk runs at every byte.
 - Weight tying beyond the embedding: `n_loop` runs the trunk several times with the same weights
@@ -61,11 +60,11 @@ IS_WORD[EOT] = False
 class ModelConfig:
     # --- model: symbols and patches ---
     tokenizer: Literal["bytes", "gpt2"] = "bytes"  # gpt2: the BPE baseline, needs pooling=none
-    gpt2_vocab: int = GPT2_VOCAB  # gpt2: use the first of its tokens, this many with EOT
+    gpt2_vocab: int = GPT2_VOCAB  # gpt2: size of the vocabulary: its first tokens, then EOT
     pooling: Literal["none", "fixed", "space"] = "space"  # space: a patch ends after each word
     block_size: int = 512  # T: bytes (gpt2: tokens) of context in training
     max_patch: int = 16  # longest patch in bytes; with pooling=fixed the length of every patch
-    max_patches: int = 0  # P: patches of context; 0: T (none), T/max_patch (fixed), T/4 (else)
+    max_patches: int = 0  # P: patches of context; 0: T/4, or T (none), T/max_patch (fixed)
     # --- model: sizes ---
     n_layer: int = 6  # trunk blocks
     n_head: int = 6  # attention heads in a trunk block
@@ -77,7 +76,7 @@ class ModelConfig:
     n_grams: int = 0  # hashed n-grams per byte: the last 2 bytes, the last 3, ...; 0: none
     gram_rows: int = 32768  # rows of the table that all n-grams share
     gram_width: int = 32  # columns of that table, projected to E
-    n_match: int = 0  # n-gram matches: of the last 2 bytes (tokens: 1), 3 (2), 4 (3), 6, ...
+    n_match: int = 0  # n-gram matches: the last 2, 3, 4, 6, ... bytes (gpt2: 1, 2, ... tokens)
     canon_reach: int = 1  # trunk positions that a Canon layer mixes; 1: no Canon layers
     # --- model: weight tying beyond the embedding ---
     n_loop: int = 1  # times the trunk runs, with the same weights
@@ -90,9 +89,9 @@ class ModelConfig:
             value = getattr(self, key)
             choices = get_args(field.type)
             if choices and value not in choices:
-                raise ValueError(f"{key}={value!r} is not one of {choices}")
+                raise ValueError(f"{key}={value!r} must be one of {choices}")
             if not choices and type(value) is not field.type:
-                raise ValueError(f"{key}={value!r} is not {field.type.__name__}")
+                raise ValueError(f"{key}={value!r} must be of type {field.type.__name__}")
             lowest = 0 if key in may_be_zero else 1
             if field.type is int and value < lowest:
                 raise ValueError(f"{key}={value} must be at least {lowest}")
@@ -200,8 +199,9 @@ def rows_at(x, i):
 def patch_parts(x, ends, P):
     """Last byte and sum of each patch: x (B, T, E), ends bool (B, T) -> (B, P, E), (B, P + 1, E).
 
-    Bytes after the first P patches are summed in the last slot, P. Rows with fewer patches repeat
-    byte 0 in place of the missing last bytes, and have zeros in place of the missing sums.
+    Bytes after the first P patches are summed in the last slot, P. A row with fewer patches sums
+    its unfinished one in the next slot, and the slots after that hold zeros. Missing last bytes
+    repeat byte 0.
     """
     B, T, E = x.shape
     patch = (ends.cumsum(dim=1) - ends.long()).clamp(max=P)  # (B, T) which patch a byte is in
@@ -222,7 +222,7 @@ def matches(seen, lengths, T, window):
     """The symbol that followed when the newest n symbols last occurred, for each n in `lengths`.
 
     seen (B, N) -> (B, T, len(lengths)), for the last T positions. NONE if these n symbols never
-    occurred before, or more than `window` symbols ago.
+    occurred before, or last did so more than `window` symbols ago.
     """
     longest = max(lengths)
     # Keep T + window keys. A key is made of `longest` symbols.
@@ -275,7 +275,7 @@ def newest_matches(seen, lengths, window):
         # same[:, j]: are the n symbols that end at position j + n - 1 also the newest n?
         first = newest - n + 1
         same = same[:, 1:] & (seen[:, :first] == seen[:, first, None])
-        # If no n symbols match, no more than n can.
+        # If no n symbols match, no longer n-gram can.
         if not same.any():
             break
         if n in lengths:
@@ -305,7 +305,7 @@ def rows_of(state, rows):
 
 def sample(logits, temperature=1.0, top_k=0, top_p=1.0, generator=None):
     """Draw one symbol per row of logits (B, V). Returns a list of ints."""
-    # Dividing by a smaller temperature would overflow.
+    # 0 would give 0 / 0, and a temperature this close to it means the same.
     if temperature < 1e-6:
         return logits.argmax(dim=1).tolist()
     logits = logits.double()
@@ -385,7 +385,7 @@ class Canon(nn.Module):
 
 
 class NoCanon(nn.Module):
-    """Stands where a Canon layer would, with canon_reach=1."""
+    """Takes a Canon layer's place if canon_reach=1."""
 
     def forward(self, x, past=None):
         return x
@@ -428,7 +428,7 @@ class Block(nn.Module):
 
 
 class LocalLayer(nn.Module):
-    """Mixes each byte with the `local_reach` - 1 bytes before it, then a gated feed-forward."""
+    """Mixes each byte with the `local_reach` - 1 before it, then applies a gated feed-forward."""
 
     def __init__(self, cfg):
         super().__init__()
@@ -480,7 +480,8 @@ class KeyValueCache:
         self.rows = rows
         self.slots = slots
         self.n_used = int(slots.max()) + 1
-        # Without earlier patches the causal flag is enough; else each patch sees `window` patches.
+        # With no earlier patches and at most `window` new ones the causal flag is enough. Else each
+        # patch sees `window` patches.
         self.mask = None
         if self.n_used > min(window, slots.size(1)):
             age = slots[:, :, None] - torch.arange(self.n_used, device=slots.device)
@@ -544,12 +545,12 @@ class STLM(nn.Module):
             self.reset_parameters(seed)
 
     def reset_parameters(self, seed):
-        """Random first weights, which depend on the seed and each tensor's name alone."""
+        """Random initial weights, which depend only on the seed and each tensor's name."""
         for name, p in self.named_parameters():
-            # Residual branches and n-grams start at zero: at first the model is its embedding.
+            # Residual branches and n-grams start at zero: at first they add nothing.
             if name.endswith(".out.weight") or name == "grams.weight":
                 std = 0.0
-            # The embedding is also the head: so small that the loss starts near 8 bits per byte.
+            # The embedding, also the head, is so small that the loss starts near 8 bits per byte.
             elif name == "embed.weight":
                 std = 1 / p.size(1)
             # Matrices keep the variance of their input; Canon layers and matches start small.
@@ -557,7 +558,7 @@ class STLM(nn.Module):
                 n_inputs = p[0].numel()
                 std = n_inputs**-0.5
             # Each tensor has its own generator, seeded with its name: adding or moving layers does
-            # not change the first values of the others.
+            # not change the initial values of the others.
             digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
             generator = torch.Generator("cpu").manual_seed(int.from_bytes(digest[:7], "big"))
             values = torch.empty(p.shape, device="cpu").normal_(std=std, generator=generator)
@@ -577,7 +578,7 @@ class STLM(nn.Module):
             before = torch.full_like(idx[:, 0], NONE)
             since = torch.full_like(idx[:, 0], self.cfg.max_patch - 1)
 
-        # The rule: a word ends with the first separator after it. (NONE = -1 looks up EOT's entry.)
+        # The rule: a patch ends at the first separator after a word. (NONE = -1 looks up EOT's.)
         if self.cfg.pooling == "space":
             separator = self.is_separator[torch.cat((before[:, None], idx), dim=1)]
             ends = separator[:, 1:] & ~separator[:, :-1]
@@ -588,7 +589,7 @@ class STLM(nn.Module):
         else:
             raise ValueError(f"no rule for pooling={self.cfg.pooling!r}: add it to patch_ends")
 
-        # Long patches are cut: a patch also ends every max_patch bytes after an end by the rule.
+        # Long patches are cut: one also ends every max_patch bytes after an end that the rule set.
         t = torch.arange(idx.size(1), device=idx.device).expand_as(idx)
         last_end = torch.where(ends, t, -1 - since[:, None]).cummax(dim=1).values
         since = (t - last_end) % self.cfg.max_patch
@@ -693,9 +694,9 @@ class STLM(nn.Module):
     def hidden(self, idx, return_patches=False):
         """idx (B, T) -> (B, T, E), the input of the head.
 
-        Patches after the first P are dropped; their bytes look at patch P and still count in the
-        loss. With `return_patches` it also returns the trunk's input and output, (B, P, C) each,
-        and the number of real patches in each row, (B,).
+        Patches after the first P are dropped; their bytes use the last patch kept, and still count
+        in the loss. With `return_patches` it also returns the trunk's input and output, (B, P, C)
+        each, and the number of real patches in each row, (B,).
         """
         T = idx.size(1)
         P = self.cfg.n_patches
@@ -725,14 +726,14 @@ class STLM(nn.Module):
             return x, (pooled, z, newest[:, -1] + 1)
         return x
 
-    # --- reading: any number of bytes, exactly ---
+    # --- reading: any number of bytes, no patch dropped ---
 
     def start(self, n_texts):
         """The state before any text: a dict of tensors and lists of tensors, with a row per text.
 
-        `read` returns a new state. To undo reading, return to an earlier state. A state can be
-        continued only once, because keys and values are written in place; to branch, copy it with
-        `rows_of`.
+        `read` returns a new state. To undo reading, continue an earlier state: this invalidates the
+        later ones, because keys and values are written in place. To branch, first copy the state
+        with `rows_of`.
         """
         cfg = self.cfg
         weight = self.embed.weight
@@ -778,7 +779,7 @@ class STLM(nn.Module):
         return torch.cat(outputs, dim=1), state
 
     def read_part(self, idx, state):
-        """`read`, at once."""
+        """`read` for a single part, of at most block_size symbols."""
         cfg = self.cfg
         tail = state["tail"]
         x = self.embedding(idx, tail)
@@ -882,8 +883,8 @@ class STLM(nn.Module):
     ):
         """Yield the symbols that follow the prompt: `bytes(model.generate(b"def "))` is the text.
 
-        prompt: one text (bytes, str or a list of ints) or a list of texts. With a list, each item
-            is a list with one symbol per text: None while its prompt is read and after its end.
+        prompt: one text (bytes, str or a list of ints) or a list of texts. For a list of texts it
+            yields lists of one symbol per text: None while the prompt is read and after the end.
         temperature: 0 takes the most likely symbol.
         top_k, top_p: leave out unlikely symbols (top_p: arXiv 1904.09751).
         generator: a CPU torch.Generator; None: the global one.
@@ -895,7 +896,7 @@ class STLM(nn.Module):
         if not 0 < top_p <= 1:
             raise ValueError(f"top_p={top_p} must be above 0 and at most 1")
 
-        # A list of ints (numpy's too) is one text, any other list is several.
+        # A list of ints (numpy's, too) is one text; any other list holds several.
         is_list = isinstance(prompt, list) and len(prompt) > 0
         several = is_list and not hasattr(prompt[0], "__index__")
         prompts = prompt if several else [prompt]
@@ -934,7 +935,7 @@ class STLM(nn.Module):
             text = text.encode()
         if isinstance(text, bytes) and self.cfg.tokenizer != "bytes":
             raise ValueError(
-                "a BPE model reads tokens: lib.data.encode(model.cfg, text) gives them"
+                "expected tokens for a BPE model, got text: pass lib.data.encode(model.cfg, text)"
             )
         return text
 
@@ -996,7 +997,7 @@ class STLM(nn.Module):
             if (folder / "model.safetensors").exists():
                 raise ValueError(f"the model in {name} cannot be used: {why}") from None
             raise ValueError(
-                f"no model in {name} (a folder here, or USER/NAME on the Hub): {why}"
+                f"no model in {name}: expected a folder, or USER/NAME on the Hub ({why})"
             ) from None
         model.about = about
         return model
@@ -1004,8 +1005,8 @@ class STLM(nn.Module):
     def save_pretrained(self, folder, bits=32, card=""):
         """Write model.safetensors, config.json, README.md (the `card`) and a copy of this file.
 
-        bits: 32, 16 (bfloat16), or 8 or 4 (see `pack`). With 8 and 4 small tensors keep 16, and the
-        embedding, which is also the head, keeps at least 8.
+        bits: 32, 16 (bfloat16), 8 or 4 (see `pack`). At 8 or 4 bits, small tensors keep 16, and the
+        embedding, which is also the head, keeps 8.
         """
         from safetensors.torch import save
 
@@ -1058,7 +1059,7 @@ class STLM(nn.Module):
             upload_folder(repo_id=name, folder_path=folder)
 
 
-OTHER_CODE = "the weights were saved by other code: use the model.py in their folder"
+OTHER_CODE = "the weights were saved by other code: use the model.py of their folder or commit"
 
 
 def fitting_weights(model, weights):
@@ -1078,8 +1079,7 @@ def fitting_weights(model, weights):
 def check_shape(name, found, expected):
     if tuple(found) != tuple(expected):
         raise ValueError(
-            f"{name} has the shape {tuple(found)}, this code expects {tuple(expected)}; "
-            f"{OTHER_CODE}"
+            f"{name}: expected the shape {tuple(expected)}, got {tuple(found)}; {OTHER_CODE}"
         )
 
 

@@ -8,8 +8,8 @@
 Every row of a .jsonl, .json, .csv or .parquet file is a document; any other file is one document.
 The .bin files are the text itself in UTF-8, with the byte 0xFF (EOT) between documents, or gpt2's
 token ids for a BPE baseline. The val split is --val, or the source's own validation split. Without
-either, a hash of each document decides; fewer than 20 documents are each cut in two. data/NAME
-appears when it is complete.
+either, each document's hash picks its split; with fewer than 20, each document is cut in two.
+data/NAME appears only when it is complete.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ from lib.sources import PRESETS, Source, errors_named
 from model import EOT, GPT2_VOCAB
 
 VAL_CAP = 10_000_000  # bytes of val: more would only make evaluation slow
-HUB_CAP = 1_000_000_000  # bytes taken from the network, unless --max_bytes says otherwise
+HUB_CAP = 1_000_000_000  # most bytes of text if a source is remote; --max_bytes overrides it
 FEW = 20  # with fewer documents, a hash of each would split the text too unevenly
 
 
@@ -48,15 +48,15 @@ class PrepareConfig:
     # --- output ---
     name: str = ""  # of the folder in data_dir; empty: the first source's name
     tokenizer: Literal["bytes", "gpt2"] = "bytes"  # gpt2: token ids for the BPE baselines
-    gpt2_vocab: int = GPT2_VOCAB  # gpt2: use the first of its tokens, this many with EOT
+    gpt2_vocab: int = GPT2_VOCAB  # gpt2: size of the vocabulary: its first tokens, then EOT
     data_dir: str = "data"  # where datasets live
     overwrite: bool = False  # replace an existing dataset, once the new one is complete
     # --- input ---
     val: str = ""  # source of the val split; empty: the source's own, or by val_fraction
-    val_fraction: float = 0.1  # share of the text that goes to val
-    max_bytes: int = 0  # stop after this much text; 0: take everything (from the network: 1 GB)
+    val_fraction: float = 0.1  # share of documents in val; with fewer than 20, share of each
+    max_bytes: int = 0  # stop after this much text; 0: take all (with a remote source: 1 GB)
     text_column: str = "text"  # of rows in .jsonl, .json, .csv, .parquet and Hub datasets
-    errors: Literal["strict", "replace"] = "strict"  # bytes that are not UTF-8: stop, or put U+FFFD
+    errors: Literal["strict", "replace"] = "strict"  # on invalid UTF-8: stop, or insert U+FFFD
 
     def __post_init__(self):
         if not 0 < self.val_fraction < 1:
@@ -119,7 +119,7 @@ def default_name(word, cfg):
 
 
 def keep(out, asked):
-    """Say that the dataset exists. ValueError if this command asks for another one."""
+    """Say that the dataset exists. ValueError if this command asks for a different one."""
     meta = read_meta(out)
     for key, value in asked.items():
         if meta.get(key, value) != value:
@@ -151,7 +151,7 @@ def find_val_sources(sources, cfg):
 def plan(out, words, sources, val_sources, cfg):
     """Print the plan.
 
-    Returns how many bytes of text to take at most, 0 for all; and the expected size, or None.
+    Returns the most bytes of text to take (0: all), and the expected size (None: unknown).
     """
     cap = cfg.max_bytes
     if not cap and any(source.remote for source in sources):
@@ -169,7 +169,7 @@ def plan(out, words, sources, val_sources, cfg):
     writes = f"writes {out}: train.bin, val.bin, meta.json"
     if cfg.tokenizer != "bytes":
         writes += f" ({cfg.tokenizer} tokens)"
-        advice = " (TIKTOKEN_CACHE_DIR can name a folder that holds its files)"
+        advice = "; offline, set TIKTOKEN_CACHE_DIR to a folder that holds tiktoken's files"
         with errors_named("tiktoken's gpt2 encoding", advice=advice):
             cfg.encoding()
     print(writes)
@@ -192,7 +192,7 @@ def size_text(n):
 
 
 class Split:
-    """train.bin or val.bin while it is written."""
+    """train.bin or val.bin while it is being written."""
 
     def __init__(self, path, encoding, bar):
         self.file = path.open("wb")
@@ -218,7 +218,7 @@ class Split:
                 continue
             self.text_hash.update(piece)
             waiting += piece
-            # No token spans a space between letters, so a long document is encoded in parts.
+            # No token holds a letter and the space after it: a long document can be cut there.
             if len(waiting) > 1 << 20:
                 ends = [m.end() for m in re.finditer(rb"[A-Za-z](?= [A-Za-z])", waiting)]
                 cut = ends[-1] if ends else 0
@@ -273,7 +273,7 @@ def fill(train, val, sources, val_sources, cap, val_fraction):
     lowest = 1.0
     for pieces, size, number in limited(itertools.chain(first, documents), cap or math.inf):
         if val_sources:
-            rule = "a validation split of its own"
+            rule = "val has its own sources"
             train.add(pieces())
         elif len(first) < FEW:
             share = 1 - val_fraction
@@ -296,7 +296,7 @@ def fill(train, val, sources, val_sources, cap, val_fraction):
 def limited(documents, cap):
     """Yield (document, size, hash as a number from 0 to 1) of documents with text.
 
-    Together they have `cap` bytes; the last one is cut there.
+    Together they have at most `cap` bytes; a document that would exceed them is cut there.
     """
     for document in documents:
         if cap <= 0:
@@ -324,9 +324,10 @@ def measure(pieces):
 
 
 def cut_at(n, pieces):
-    """Cut a document after n bytes, or after the character there. Returns the pieces of both parts.
+    """Cut a document after n bytes, or at the end of the character that they would split.
 
-    Two generators over one stream: use up the first before the second.
+    Returns the pieces of both parts: two generators over one stream, so use up the first before the
+    second.
     """
     pieces = iter(pieces)
     rest = []
@@ -367,7 +368,7 @@ def new_folder(out):
         shutil.rmtree(folder, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
 
-    in_use = f"{out} is being prepared by another process: wait until it has ended"
+    in_use = f"another process is preparing {out}: wait until it ends"
     with lock(out.with_name(f".{out.name}.lock"), in_use):
         # `kill` cleans up, like Ctrl-C
         handler = signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -384,7 +385,7 @@ def new_folder(out):
             if e.errno != errno.ENOSPC:
                 raise
             raise ValueError(
-                f"the disk of {out.parent} is full: make room, or give --max_bytes"
+                f"the disk that holds {out.parent} is full: free some space, or lower --max_bytes"
             ) from None
         finally:
             sweep()
@@ -393,14 +394,14 @@ def new_folder(out):
 
 def write(folder, words, sources, val_sources, cfg, cap, total):
     """Write train.bin and val.bin, and print a summary. Returns their part of meta.json."""
-    # The text in packed files is larger than the files, by an unknown factor.
+    # The text in compressed files is larger than the files, by an unknown factor.
     paths = [path for source in sources for path in source.files]
     if any(path.suffix in (".parquet", ".gz") for path in paths):
         total = None
     bar = {"desc": words[0][-20:], "total": total, "unit": "B", "unit_scale": True, "disable": None}
     info, lowest = fill_bins(folder, sources, val_sources, cfg, cap, cfg.val_fraction, bar)
     if not info["val"]["bytes"] and lowest < 1:
-        # No document went to val: once more, so that the one with the lowest hash does.
+        # No document went to val: fill both again, so that the one with the lowest hash does.
         info, _ = fill_bins(folder, sources, val_sources, cfg, cap, lowest, bar)
 
     left_out = Counter()
@@ -409,7 +410,7 @@ def write(folder, words, sources, val_sources, cfg, cap, total):
     reasons = ", ".join(f"{n:,} {reason}" for reason, n in sorted(left_out.items()))
     if not info["train"]["bytes"] and not info["val"]["bytes"]:
         note = f" (left out: {reasons})" if reasons else ""
-        raise ValueError(f"no text in {', '.join(words)}{note}")
+        raise ValueError(f"no text in {', '.join(words)}{note}: choose other sources")
     for split, other in (("train", "val"), ("val", "train")):
         if not info[split]["bytes"]:
             raise ValueError(
@@ -446,7 +447,7 @@ def fill_bins(folder, sources, val_sources, cfg, cap, val_fraction, bar):
 
 
 def next_command(name, cfg):
-    """The training command to go on with."""
+    """The training command to run next."""
     command = "next: python train.py"
     if cfg.tokenizer == "gpt2":
         command += " config/bpe_50m.py"

@@ -29,7 +29,7 @@ class SampleConfig:
     # --- model ---
     model: str = ""  # a run's folder, a shared folder, USER/NAME on the Hub; empty: the newest run
     out_dir: str = ""  # another name for model
-    weights: Literal["best", "last"] = "best"  # of a run: lowest val loss, or newest
+    weights: Literal["best", "last"] = "best"  # best: a run's lowest val loss; last: its newest
     device: str = "auto"  # auto: cuda, else mps, else cpu
     # --- text ---
     prompt: str = ""  # text to continue; empty: start a document
@@ -66,8 +66,8 @@ def main(argv=None):
     device, _ = pick_device(cfg.device)
     name = cfg.model or cfg.out_dir or newest_run()
     model, checkpoint, path = load_run(name, cfg.weights, device)
-    # A byte is little work. Several threads would wait for each other, on a busy machine ten times
-    # as long as they work.
+    # A byte is so little work that threads would mostly wait for each other: on a busy machine, ten
+    # times as long as they work.
     if device.type == "cpu":
         torch.set_num_threads(1)
     parameters = sum(p.numel() for p in model.parameters())

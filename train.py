@@ -10,7 +10,7 @@ into out/RUN:
     last.pt     weights, optimizers and position, to resume from
     best.pt     the weights with the lowest val loss so far (a game: the fewest lost lines)
     run.json    command, config, machine, status, result
-    loss.png    the loss curves
+    loss.png    the loss curves (not for a game)
     log.jsonl   one JSON object per event, with step, elapsed (seconds of training) and time:
         train   bpb on the step's batch (objective=masked: on text with gaps; a game: loss), norm of
                 the gradient, lr_scale (share of the peak learning rates), bytes_per_second, mfu,
@@ -18,7 +18,8 @@ into out/RUN:
         eval    bpb on eval_bytes of val, bytes, bytes_per_patch, overflow (share of rows with more
                 than max_patches); a game: lost lines and scores
         start, end (the result), interrupted, failed
-The last line it prints is the result: the final weights on all of val (a game: the best weights).
+The last line printed is the result: how the final weights score on all of val (a game: how the
+best weights play).
 """
 
 import contextlib
@@ -63,9 +64,9 @@ CHANGE_ON_RESUME = {
     "play_lr",
     "teacher",
 }
-# Knobs that say how this process goes about it. A resumed run does not keep them.
+# Knobs of this process: a resumed run takes them from the command, not from the checkpoint.
 PROCESS_KNOBS = {"out_dir", "resume", "overwrite", "wandb"}
-# Knobs that the weights depend on.
+# Knobs that must be equal for weights to fit the model.
 SHAPE_KNOBS = {field.name for field in dataclasses.fields(ModelConfig)}
 SHAPE_KNOBS -= {"block_size", "max_patches"}
 
@@ -141,7 +142,7 @@ def train(cfg, argv):
 
     info = describe(cfg, argv, machine, model, source, is_compiled)
     announce(info, cfg, source, model, step, log)
-    # A resumed run repeats the evaluation at the step it continues from.
+    # A resumed run repeats an evaluation that was due at the step it continues from.
     is_over = clock.is_over(step)
     is_due = step > 0 and (is_over or every(cfg.eval_interval, step))
     log.begin(info, step, repeats_eval=is_due)
@@ -335,8 +336,8 @@ def train_step(model, optimizers, batch, micro_batch, autocast, grad_clip, progr
     micro_batches = list(zip(*(tensor.split(micro_batch) for tensor in batch), strict=True))
     total = 0
     for i, tensors in enumerate(micro_batches):
-        # Processes exchange gradients once per step, at the last micro-batch. The official way is
-        # `with model.no_sync()`, which would make us write the pass twice. It sets this flag.
+        # Processes exchange gradients once per step, at the last micro-batch. This flag says so;
+        # `model.no_sync()` would set it, too, but would make us write the pass twice.
         if isinstance(model, DistributedDataParallel):
             model.require_backward_grad_sync = i == len(micro_batches) - 1
         # Each row has the same weight, even if the last micro-batch has fewer rows.
@@ -361,7 +362,7 @@ def compile_and_wrap(objective, cfg, machine, micro_batch):
     trained = objective
     is_compiled = False
     wanted = cfg.compile == "on" or (cfg.compile == "auto" and machine.device.type == "cuda")
-    # game and spin also use the model in other ways than the compiled one
+    # game and spin also call the model outside the compiled pass
     if wanted and cfg.objective not in ("game", "spin"):
         # torch.compile does nothing before the first call: try a forward and a backward pass.
         try:
@@ -393,13 +394,13 @@ class TextSource:
         at(step, progress)      this process's batch: a tuple of tensors with a row per text
         micro_batch             rows of a batch that go through the model at once
         evaluate(model)         the figures of an evaluation
-        measure                 the name of the one that should become low
+        measure                 the name of the figure to minimise
         evaluation_lines(...)   these figures, as lines to print
         conclude(...)           the result: (entry of the log, figures of the last line, the step of
                                 the weights)
         describe(...), about()  the data, as lines to print and as a dict to store
         figures()               figures of the newest batch, for the log
-        state(), resume(...)    tensors for last.pt, and the way back
+        state(), resume(...)    save tensors to last.pt, and restore them
     """
 
     measure = "bpb"
@@ -415,8 +416,8 @@ class TextSource:
         if n_symbols < T + 1:
             shorter = max(1, n_symbols // 2)
             raise ValueError(
-                f"{cfg.dataset} has {n_symbols} symbols to train on, block_size={T} needs at least "
-                f"{T + 1}: prepare more text, or add --block_size={shorter} --max_patches=0 "
+                f"{cfg.dataset}: expected at least {T + 1} symbols to train on, got {n_symbols}: "
+                f"prepare more text, or add --block_size={shorter} --max_patches=0 "
                 f"--batch_bytes={8 * shorter}"
             )
         self.n_rows = cfg.batch_bytes // T  # in a step, over all processes
@@ -490,8 +491,8 @@ class TextSource:
         n = self.micro_batch
         world = self.machine.world
         lines = [
-            f"a step: {self.cfg.batch_bytes:,} of {len(self.train.symbols):,} symbols, in "
-            f"{world} processes x {self.share} rows x {T}, at most {n} rows at once"
+            f"a step: {self.cfg.batch_bytes:,} of {len(self.train.symbols):,} symbols = "
+            f"{world} x {self.share} rows of {T} (processes x rows), at most {n} rows at once"
         ]
         # A low max_patches costs quality, and is easy to miss.
         idx, _ = self.at(step, 0.0)
@@ -524,13 +525,13 @@ class TextSource:
 
 
 def refuse_to_lose_a_run(cfg):
-    """ValueError if out_dir holds a run, unless the command asks to overwrite it."""
+    """ValueError if starting would delete files that this command may not delete."""
     out = Path(cfg.out_dir)
     found = [name for name in RUN_FILES if (out / name).exists()]
     if found and not cfg.overwrite and not cfg.resume:
         raise ValueError(
             f"{out} already holds a run ({found[0]}): --resume continues it, "
-            "--overwrite deletes it, --out_dir=DIR avoids it"
+            "--overwrite deletes it, --out_dir=DIR writes to another folder"
         )
     if found and "run.json" not in found:
         raise ValueError(
@@ -606,7 +607,7 @@ def find_dataset(cfg, machine, log):
 
 
 def make_model(cfg, checkpoint):
-    """The model with its first weights: the checkpoint's, another run's best, or random ones."""
+    """The model with its initial weights: the checkpoint's, another run's best, or random ones."""
     torch.manual_seed(cfg.seed)
     model = STLM(cfg)
     model.dropout.is_on = cfg.dropout > 0
@@ -623,7 +624,7 @@ def make_model(cfg, checkpoint):
             ours = getattr(cfg, key)
             if theirs != ours:
                 raise ValueError(
-                    f"{path} has {key}={theirs}, this config {ours}: they must be equal"
+                    f"expected {key}={theirs} as in {path}, got {ours}; give --{key}={theirs}"
                 )
         model.load_state_dict(other.state_dict())
     return model
@@ -645,7 +646,7 @@ def load_own_weights(objective, weights):
     if weights.keys() != expected.keys():
         raise ValueError(
             f"last.pt: expected the objective's weights {sorted(expected)}, got {sorted(weights)}; "
-            "other code saved it: resume it with that"
+            "it was saved by other code: resume with that code"
         )
     objective.load_state_dict(weights, strict=False)
 
@@ -730,7 +731,7 @@ def not_finite(step, loss, norm, cfg, last_path):
     rates = f"--muon_lr={cfg.muon_lr / 3:.2g} --adam_lr={cfg.adam_lr / 3:.2g}"
     if cfg.objective in ("game", "spin"):
         rates += f" --play_lr={cfg.play_lr / 3:.2g}"
-    return f"step {step}: loss {loss}, gradient norm {norm}; {way}, with lower rates: {rates}"
+    return f"step {step}: loss {loss}, gradient norm {norm}; {way}; add lower rates: {rates}"
 
 
 def train_line(step, values, seconds_left):
@@ -767,5 +768,5 @@ def best_line(best, best_step, newest, step, measure):
 if __name__ == "__main__":
     files.run_command(
         main,
-        out_of_memory="halve --micro_batch (results stay the same), --games or --spin_steps",
+        out_of_memory="set or halve --micro_batch (results stay the same), --games or --spin_steps",
     )

@@ -9,9 +9,9 @@ A config file is plain Python that assigns some of them. It may compute, use nam
 an underscore, and build on another file with `from config.stlm_10m import *`. Its docstring says
 why the experiment is worth running. The command line wins over the file.
 
-A misspelt name, a wrong type or an impossible value is a ValueError that names the key, the place
-and the nearest valid name. Only a file that the user names is ever run: names in a log or a
-checkpoint never lead to a file.
+A misspelt name, a wrong type or an impossible value raises a ValueError that names the key and its
+source; for a misspelt name, also the nearest valid one. Only a file that the user or this code
+names is ever run: a name in a log or a checkpoint never leads to one.
 """
 
 import ast
@@ -41,15 +41,15 @@ class Config(ModelConfig):
     data_dir: str = "data"  # where datasets live
     out_dir: str = ""  # where the run goes; empty: out/ and the config file's name
     init_from: str = ""  # start from the best weights of a run, or a shared folder, or USER/NAME
-    resume: Literal["", "true", "auto"] = ""  # continue from last.pt; auto: or start, without one
+    resume: Literal["", "true", "auto"] = ""  # continue from last.pt; auto: start if there is none
     overwrite: bool = False  # delete the run that is in out_dir
-    seed: int = 1337  # of weights, data order, dropout and masks
+    seed: int = 1337  # for weights, data order, dropout and masks
     # --- length: give one of the two; the schedule follows it ---
     max_steps: int = 0  # optimizer steps
     max_seconds: float = 0.0  # training time: includes compiling, excludes evaluation and saving
     # --- batch ---
     batch_bytes: int = 16384  # bytes (gpt2: tokens) in one optimizer step, over all processes
-    micro_batch: int = 0  # most rows in one pass of one process, for less memory; 0: all
+    micro_batch: int = 0  # most rows per forward and backward pass; fewer save memory; 0: all
     # --- optimizer: Muon for the matrices, AdamW for embeddings, tables and Canon layers ---
     muon_lr: float = 0.02  # peak learning rate of Muon
     adam_lr: float = 0.005  # peak learning rate of AdamW
@@ -58,9 +58,9 @@ class Config(ModelConfig):
     beta2: float = 0.99  # of AdamW
     weight_decay: float = 0.0  # of Muon (decoupled)
     warmup: float = 0.02  # share of the run in which the learning rate rises, after compiling
-    decay: float = 0.7  # share of the run, at its end, in which it falls linearly to zero
+    decay: float = 0.7  # final share of the run, in which the learning rate falls linearly to 0
     grad_clip: float = 1.0  # largest gradient norm; 0: no clipping
-    dropout: float = 0.0  # largest share dropped; helps when text is read many times
+    dropout: float = 0.0  # dropout rate (of a schedule: the peak); helps if text is read often
     # linear: rises from 0 to dropout; triangle: rises and falls again
     dropout_schedule: Literal["constant", "linear", "triangle"] = "constant"
     # --- objective: the loss (lib/objectives.py, lib/selfplay.py) ---
@@ -72,7 +72,7 @@ class Config(ModelConfig):
         "distill",
         "game",
         "spin",
-    ] = "next_byte"  # each has its knobs
+    ] = "next_byte"  # the training loss; the others have knobs of their own
     n_future: int = 3  # multi_byte: how many bytes ahead are predicted, the next one included
     mask_share: float = 0.15  # masked: share of the input bytes that are hidden
     mask_span: int = 3  # masked: how many bytes in a row are hidden together
@@ -86,20 +86,20 @@ class Config(ModelConfig):
     pretrain: float = 0.125  # game: share of the run spent reading random games first; 1: all
     openings: float = 0.5  # game: share of the games that begin with 0 to 4 random moves
     random_games: float = 0.25  # game: share of the games in which one side's moves are all random
-    entropy: float = 0.1  # game: first weight of the entropy bonus; 0.02 collapses
-    entropy_end: float = 0.025  # game: its lowest weight; long games need more
+    entropy: float = 0.1  # game: initial weight of the entropy bonus; at 0.02 play collapses
+    entropy_end: float = 0.025  # game: lowest weight of the bonus; long games need a higher one
     prefix_bytes: int = 64  # spin: real text the opponent continues
     spin_steps: int = 8  # spin: steps before the opponent is renewed
-    spin_beta: float = 0.1  # spin: steepness of the loss over log-ratios; 0: no opponent
+    spin_beta: float = 0.1  # spin: factor on the log-ratios in the loss; 0: no opponent
     next_byte_weight: float = 1.0  # spin: weight of the next-byte loss on the real text
     # --- machine ---
     device: str = "auto"  # auto: cuda, else mps, else cpu
-    # of matrix products; auto: bfloat16 if the hardware has it
+    # precision of matrix products; auto: bfloat16 if the hardware has it
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"  # torch.compile; auto: on cuda only
     # --- evaluation and logging ---
     eval_interval: int = 250  # steps between evaluations; 0: only at the end
-    eval_bytes: int = 200_000  # val bytes (gpt2: tokens) in an evaluation; the last scores all
+    eval_bytes: int = 200_000  # val bytes (gpt2: tokens) per evaluation; the final one scores all
     log_interval: int = 10  # steps between log lines
     wandb: str = ""  # also log to this project on wandb.ai (pip install wandb)
     # --- not knobs: the name and the docstring of the config file ---
@@ -132,25 +132,29 @@ class Config(ModelConfig):
     def check_selfplay(self):
         if self.objective == "spin" and self.prefix_bytes > self.block_size - 6:
             raise ValueError(
-                f"prefix_bytes={self.prefix_bytes} must be between 1 and {self.block_size - 6}: "
-                f"block_size={self.block_size} must leave 6 bytes to write"
+                f"prefix_bytes={self.prefix_bytes} must be between 1 and {self.block_size - 6}, "
+                f"with block_size={self.block_size}"
             )
         must_be = {"dropout": 0, "teacher": "", "tokenizer": "bytes"}
         for key, value in must_be.items():
             if getattr(self, key) != value:
                 raise ValueError(
                     f"{key}={getattr(self, key)!r} does not work with objective={self.objective}: "
-                    f"leave it at {value!r}"
+                    f"give --{key}={value!r}"
                 )
         if self.compile == "on":
-            raise ValueError(f"compile='on' does not work with objective={self.objective}")
+            raise ValueError(
+                f"compile='on' does not work with objective={self.objective}: give --compile=auto"
+            )
 
 
 def check_limits(cfg, limits):
     """ValueError unless the knobs in `limits`, {name: (lowest, highest)}, are within them."""
     for key, (low, high) in limits.items():
         value = getattr(cfg, key)
-        if not low <= value <= high or value == math.inf:  # nan is not, either
+        if value == math.inf:
+            raise ValueError(f"{key}={value} must be finite")
+        if not low <= value <= high:  # nan fails the comparison, too
             limit = f"at least {low}" if high == math.inf else f"between {low} and {high}"
             raise ValueError(f"{key}={value} must be {limit}")
 
@@ -206,7 +210,7 @@ ELSEWHERE = {
     "vocab_size": "a byte model has 256 symbols, --tokenizer=gpt2 those of --gpt2_vocab",
     "start": "use --prompt=TEXT or --prompt_file=FILE",
     "max_new_tokens": "use --max_new_bytes",
-    "opponent": "--pretrain=1 (objective=game) or --spin_beta=0 (objective=spin) has none",
+    "opponent": "use --pretrain=1 (objective=game) or --spin_beta=0 (objective=spin) for none",
     "play": "`python sample.py` plays against you, if the model plays a game",
 }
 YES_NO = {"true": True, "1": True, "false": False, "0": False}
@@ -221,7 +225,8 @@ def nearest(name, names):
 def convert(cls, key, value, where, is_text=False):
     """`value` as the type of the field `key`. is_text: it comes from the command line, as a string.
 
-    ValueError, with `where` it came from, if there is no such field or the value does not fit.
+    ValueError that begins with `where`, the value's source, if there is no such field or the value
+    does not fit.
     """
     kinds = {field.name: field.type for field in dataclasses.fields(cls)}
     if key not in kinds:
@@ -234,7 +239,7 @@ def convert(cls, key, value, where, is_text=False):
         expected += nearest(value, choices)
     elif kind is bool:
         converted = YES_NO.get(value.lower()) if is_text else value
-        expected = "true/false"
+        expected = "true or false"
     elif kind is str:
         converted = value
         expected = "str"
@@ -242,7 +247,7 @@ def convert(cls, key, value, where, is_text=False):
         converted = to_number(value, kind, is_text)
         expected = kind.__name__
     if converted is None or (not choices and type(converted) is not kind):
-        raise ValueError(f"{where}: {key}={value!r} is not {expected}")
+        raise ValueError(f"{where}: {key}={value!r}: expected {expected}")
     return converted
 
 
@@ -257,7 +262,7 @@ def hint(key, kinds):
 
 
 def to_choice(value, choices):
-    """The choice, or None. Choices with "on" or "true" also take yes and no in other words."""
+    """The choice, or None. If "on" or "true" is one of them, true, false, 1 and 0 work, too."""
     is_yes = YES_NO.get(str(value).lower())
     if is_yes is not None and "on" in choices:
         return "on" if is_yes else "off"
@@ -348,8 +353,8 @@ def read_command_line(cls, argv):
 def parse(cls, argv, usage, default_file=None, either=()):
     """Turn `[CONFIG.py] [WORD...] [--key=value | --key value | --flag]...` into an instance of cls.
 
-    default_file: the config file to use if argv names none; None: this command has no config files
-    either: keys that exclude each other; one on the command line drops the file's
+    default_file: the config file to use if argv names none; None: the command takes no config file
+    either: keys that exclude each other; if one is on the command line, the file's are ignored
 
     Returns (cfg, the other words). cfg.from_command_line holds the keys given there; cfg.explicit
     also those in a config file that the user named. `--help` prints `usage` and every knob with the
@@ -385,7 +390,7 @@ def parse(cls, argv, usage, default_file=None, either=()):
     if asks_for_help:
         print(usage.strip() + "\n")
         if default_file:
-            print(f"The values are those of {file}.\n")
+            print(f"The values are those of {file} and of this command line.\n")
         print(describe(cls, values))
         sys.exit(0)
     cfg = build(cls, values, where)
@@ -408,8 +413,8 @@ def describe(cls, values):
         if value == "":
             value = "''"
         line = f"  --{field.name}={value}"
-        line = f"{line:<28} {' '.join(comment)}"
-        choices = typing.get_args(field.type)
+        line = f"{line:<27}  {' '.join(comment)}"
+        choices = [choice for choice in typing.get_args(field.type) if choice]
         if choices:
             line += f" ({', '.join(choices)})"
         lines.append(line)
@@ -419,8 +424,9 @@ def describe(cls, values):
 def knob_comments(cls):
     """{field: [the heading above it, or "", and the lines of its comment]}, from the source.
 
-    A heading is a line like `# --- machine ---`. A comment stands behind its field. Lines between
-    two fields belong to the second one if nothing stands behind it; else they continue the first.
+    A heading is a line like `# --- machine ---`. A comment follows its field on the same line.
+    Lines between two fields belong to the second one if it has no comment on its line; otherwise
+    they continue the first one's.
     """
     found = {}
     for base in reversed(cls.__mro__[:-1]):

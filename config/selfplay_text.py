@@ -11,7 +11,7 @@ from config.demo import *
 
 objective = "spin"
 max_seconds = 300
-# a row: 64 bytes to continue, 192 to write
+# a row: 64 bytes to continue, 193 to write
 block_size = 256
 max_patches = 64
 # 16 rows in a step

@@ -1,1 +1,1 @@
-"""The parts of the commands at the top level. Nobody runs these directly; none imports train.py."""
+"""The modules behind the commands. Do not run them directly; none of them imports train.py."""

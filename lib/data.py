@@ -1,7 +1,7 @@
 """A prepared dataset: its order in training, and bits per byte of a split. Text <-> symbols.
 
-A byte model's symbols are the bytes. The BPE baseline's are GPT-2's tokens, or the first of them.
-Only this file and prepare.py know tiktoken.
+A byte model's symbols are the bytes. The BPE baseline's are GPT-2's tokens, or only the first
+`gpt2_vocab` of them, EOT included. Only this file and prepare.py use tiktoken.
 """
 
 import contextlib
@@ -22,10 +22,10 @@ from model import EOT, GPT2_VOCAB
 
 @functools.cache
 def gpt2(vocab_size=GPT2_VOCAB):
-    """tiktoken's gpt2 encoding with its first `vocab_size` tokens, EOT included as the last one.
+    """tiktoken's gpt2 encoding, cut to `vocab_size` tokens: the first ones, with EOT as the last.
 
     tiktoken takes its two files from TIKTOKEN_CACHE_DIR or the network. Tokens are numbered in the
-    order in which BPE merged them, so the first tokens are the result of fewer merges.
+    order in which BPE merged them, so BPE with fewer merges would have produced the first ones.
     """
     import tiktoken
 
@@ -139,8 +139,9 @@ class Data:
         vocab_size = len(self.lengths)
         if (self.meta["tokenizer"], self.meta["vocab_size"]) != (cfg.tokenizer, vocab_size):
             raise ValueError(
-                f"{folder} has {self.meta['vocab_size']} symbols of {self.meta['tokenizer']}, the "
-                f"config {vocab_size} of {cfg.tokenizer}: choose another --dataset or --tokenizer"
+                f"{folder}: expected a vocabulary of {vocab_size} ({cfg.tokenizer}), got "
+                f"{self.meta['vocab_size']} ({self.meta['tokenizer']}): choose another --dataset, "
+                "--tokenizer or --gpt2_vocab"
             )
         self.path = folder / f"{split}.bin"
         self.split = split
@@ -166,7 +167,8 @@ class Data:
         ):
             if found != sha256:
                 raise ValueError(
-                    f"{self.path} is damaged or other text: its sha256 is not the one in {where}"
+                    f"{self.path} is damaged or not the same text: expected the sha256 in {where} "
+                    f"({sha256}), got {found}; copy the dataset again"
                 )
 
     @classmethod
@@ -202,8 +204,8 @@ class Data:
         """Consecutive windows of T symbols to score: a list of (start, stop, first).
 
         Symbols before `first` are only context. With a limit (in symbols) the list is an even
-        spread of all windows. With a stride windows overlap, and each scores its last `stride`
-        symbols, which then have at least T - stride symbols of context.
+        spread of all windows. With a stride, windows overlap: each after the first scores its last
+        `stride` symbols, which then have at least T - stride symbols of context.
         """
         size = len(self.symbols)
         windows = []
@@ -252,11 +254,11 @@ def batches_of(windows, n_rows):
 
 @torch.no_grad()
 def bits_per_byte(model, data, T, limit=0, stride=0, machine=None, on_progress=lambda n: None):
-    """Score the windows of a split (see Data.windows), each symbol once. EOT counts in neither sum.
+    """Score the windows of a split (see Data.windows), each symbol once. EOT adds no nats or bytes.
 
-    A symbol is predicted from those before it in its window; the first from the one before the
-    window, or EOT. With a `machine` of several processes each scores its share. `on_progress` is
-    called with the number of symbols in each batch.
+    The model predicts a symbol from those before it in its window, and from the one before the
+    window (EOT if there is none). With several processes in `machine`, each scores its share.
+    `on_progress` is called with the number of symbols in each batch.
 
     Returns a dict: nats; bytes; bpb; overflow, the share of windows with more patches than the
     trunk attends to; bytes_per_patch.

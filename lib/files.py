@@ -48,9 +48,9 @@ def write_atomically(path, write, size=0):
         why = str(error)
         if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
             free = shutil.disk_usage(path.parent).free / 1e6
-            why = f"the disk is full, or a quota: {free:,.0f} MB are free"
+            why = f"the disk is full, or a quota is used up: {free:,.0f} MB are free"
             if size:
-                why += f", {size / 1e6:,.1f} are needed"
+                why += f", {size / 1e6:,.1f} MB are needed"
         raise OSError(f"cannot write {path} ({why}); any earlier version is untouched") from None
 
 
@@ -119,7 +119,7 @@ def lock(path, message):
             raise ValueError(message) from None
         except OSError as e:
             print(
-                f"{path.parent} has no file locking ({e}): do not start a second process there",
+                f"{path.parent} does not support locks ({e}): do not start a second process there",
                 file=sys.stderr,
             )
         # The last holder may have removed the file after we opened it: then try again.
@@ -147,19 +147,19 @@ def load_checkpoint(path, device="cpu"):
             raise ValueError(f"the checksum of {damaged} is wrong")
         checkpoint = torch.load(path, map_location=device, weights_only=True)
         if not isinstance(checkpoint, dict) or not {"model", "config", "step"} <= checkpoint.keys():
-            raise ValueError("another program made it")
+            raise ValueError("expected a checkpoint of train.py, got another program's file")
         if not all(w.isfinite().all() for w in checkpoint["model"].values()):
             raise ValueError("its weights are not finite")
         return checkpoint
     except pickle.UnpicklingError:
-        why = "it holds more than tensors and plain values, which could be code"
+        why = "it holds objects other than tensors and plain values, and those could run code"
     except ValueError as e:
         why = str(e)
     except Exception as e:
         why = f"it is damaged, cut short or not a checkpoint ({first_line(e)})"
     best = path.with_name("best.pt")
     if path.name == "last.pt" and best.exists():
-        why += f"; {best} still exists, --init_from={best.parent} starts from it"
+        why += f"; {best} still exists: --init_from={best.parent} starts from it"
     raise ValueError(f"{path} cannot be used: {why}")
 
 
@@ -186,7 +186,7 @@ def load_model(path, device="cpu"):
 def game_of(checkpoint):
     """The name of the game that the checkpoint's model plays, or ""."""
     config = checkpoint["config"]
-    # Up to commit 1254c3f self-play had a knob `opponent`, and on text an empty `game`.
+    # Up to commit 1254c3f, self-play had a knob `opponent`; if it played on text, `game` was empty.
     if config.get("objective") == "game" or "opponent" in config:
         return config.get("game", "")
     return checkpoint.get("game", "")
@@ -195,8 +195,8 @@ def game_of(checkpoint):
 def load_run(name, first="best", device="cpu"):
     """-> (model, checkpoint, path) of a run's folder, a shared folder, or USER/NAME on the Hub.
 
-    In a run's folder: `first`.pt, or with a warning the other checkpoint if that one is broken. A
-    shared model has no checkpoint; a dict with the same keys is made from its config.json.
+    In a run's folder: `first`.pt or, if that is missing or broken, the other checkpoint (if broken,
+    with a warning). For a shared model, its config.json becomes a dict with a checkpoint's keys.
     """
     paths = []
     for which in dict.fromkeys((first, "best", "last")):
@@ -276,7 +276,7 @@ def duration(seconds):
     return f"{hours}:{minutes:02}:{seconds:02}"
 
 
-def run_command(main, out_of_memory="give it less to do at once"):
+def run_command(main, out_of_memory="use a smaller model or a smaller input"):
     """Run a command's main, then exit. A user's mistake prints one line, a bug a traceback.
 
     `out_of_memory` is the remedy in the message about memory.

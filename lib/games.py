@@ -1,10 +1,10 @@
-"""Games as text, `X5 O1 X9 ...`: their rules, playing with a model, and exact scores of its play.
+"""Games as text, `X5 O1 X9 ...`: their rules, play with a model, and scores of the model's play.
 
-A game is a small class that plays on many boards at once. The rules type marks and spaces. The
-model chooses the byte of each move among all 256, and an illegal move loses.
+A game is a small class that plays on many boards at once. The game writes the marks and the spaces.
+The model chooses the byte of each move among all 256, and an illegal move loses.
 
-`every_line` tries every possible reply to a greedy model: `lost 0 of 561` proves that it cannot be
-beaten.
+`every_line` tries every possible reply to the greedy model: `lost_first=0/79` proves that it cannot
+be beaten when it moves first.
 """
 
 from types import SimpleNamespace
@@ -17,7 +17,7 @@ SPACE = ord(" ")
 
 
 class Game:
-    """A game for two, on n boards at once. Each board is seen by the player who is to move.
+    """A game for two, on n boards at once. A board is seen from the side of the player to move.
 
     A ply is text: the mark (n_mark bytes), the byte of the move, a space. A game begins with EOT.
     A subclass defines:
@@ -27,8 +27,8 @@ class Game:
         n_keys              how many boards `key` tells apart
         start(n)            n boards before the first ply
         legal(board)        which moves are legal, (n, moves)
-        step(board, move)   the next boards, seen by the other player; bool (n,): was it a win; bool
-                            (n,): is the game over
+        step(board, move)   the next boards, from the other player's side; bool (n,): was it a win;
+                            bool (n,): is the game over
         mark(board)         the bytes in front of a move, (n, n_mark)
         key(board)          the number of each board, (n,)
         show(board)         one board as text for a person
@@ -41,7 +41,7 @@ class Game:
         self.move_of = torch.full((256,), -1, device=device)
         self.move_of[self.moves] = torch.arange(len(self.moves), device=device)
         self.width = self.n_mark + 2  # bytes in a ply
-        # (plies,) where the last byte of each mark stands in the text: the move comes next
+        # (plies,) position of each mark's last byte in the text: the move comes next
         self.asked = torch.arange(self.n_plies, device=device) * self.width + self.n_mark
 
     def move(self, board, byte):
@@ -196,10 +196,10 @@ def choose(weights, u):
 
 @torch.no_grad()
 def play(game, model, by_model, opponent, u, greedy=False):
-    """Play n games at once, all of them in one read per ply.
+    """Play n games at once, with one model.read for all of them at each ply.
 
     by_model: bool (n, plies), whether the model makes the move
-    opponent: a function from boards to the weights (n, moves) of the other moves, which are random
+    opponent: a function from boards to weights (n, moves), from which the other moves are drawn
     u: random numbers (n, plies)
 
     Returns
@@ -222,8 +222,8 @@ def play(game, model, by_model, opponent, u, greedy=False):
     board = game.start(n)
     typed = text[:, :1]  # bytes that the model has not read yet
     state = model.start(n) if model else None
-    # A game that is over is read on with the others, to no effect: removing it would copy the
-    # state at every ply.
+    # Finished games stay in the batch, without effect: removing them would copy the state at every
+    # ply.
     for ply in range(game.n_plies):
         # choose the moves
         mark = game.mark(board)
@@ -302,7 +302,7 @@ def every_line(game, model, role):
 def scores(game, model, is_best, seed, n=1000):
     """How well the model plays, as a dict.
 
-    lost                    share of all lines that the greedy model loses
+    lost                    share of lines that the greedy model loses, the mean of both roles
     lost_first              the same, as "lost/all", for lines in which the model moves first
     random_first            shares [won, drawn, lost] against random moves, exact
     random_sampled_first    the same in n games, the model's moves drawn at temperature 1
@@ -337,7 +337,7 @@ def scores(game, model, is_best, seed, n=1000):
             played = play(game, model, ply % 2 == role, opponent, u, greedy)
             for_model = played.result if role == 0 else -played.result
             found[key] = [(for_model == wanted).float().mean().item() for wanted in (1, 0, -1)]
-        # these are the games against random play
+        # `played` still holds the last of the three: the games against random moves
         found[f"illegal_{name}"] = played.illegal.float().mean().item()
     return found
 
@@ -347,7 +347,7 @@ def scores(game, model, is_best, seed, n=1000):
 
 def play_person(game, model):
     """A person against the greedy model, on the terminal."""
-    begins = input("Do you begin? [y/n] ").lower().startswith("y")
+    begins = input("Do you want to go first? [y/n] ").lower().startswith("y")
     text = [EOT]
     board = game.start(1)
     is_over = False
@@ -374,7 +374,7 @@ def play_person(game, model):
     else:
         end = "the model wins"
     if value < 0:
-        end += ", because that move was illegal"
+        end += ", because the last move was illegal"
     print(f"{end}: {bytes(text[1:]).decode(errors='replace')}")
 
 

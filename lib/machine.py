@@ -14,8 +14,8 @@ from lib.files import first_line
 class Machine:
     """Where this process computes: its `device`, the `dtype` of matrix products, and its `rank`.
 
-    There are `world` processes. Those that torchrun started (it sets RANK and the like) are
-    connected here. `why` says how device and dtype were chosen.
+    There are `world` processes. If torchrun started them (it sets RANK and the like), this connects
+    them. `why` says how device and dtype were chosen.
     """
 
     def __init__(self, device="auto", dtype="auto", muon_dtype="auto"):
@@ -64,7 +64,7 @@ class Machine:
         rows = max(1, min(wanted or share, share))
         if self.device.type == "cpu":
             rows = min(rows, max(1, 8192 // T))
-        # Passes of one size, if that takes no more than twice as many: one size compiles once.
+        # Prefer passes of one size if that takes at most twice as many: one size compiles once.
         for smaller in range(rows, rows // 2, -1):
             if share % smaller == 0:
                 return smaller
@@ -104,10 +104,10 @@ def pick_device(name="auto", local_rank=0):
     if name == "auto":
         if torch.cuda.is_available():
             name = "cuda"
-            why = "a CUDA device is there"
+            why = "a CUDA device is available"
         elif torch.backends.mps.is_available():
             name = "mps"
-            why = "an Apple GPU is there"
+            why = "an Apple GPU is available"
         else:
             name = "cpu"
             why = "no GPU found"
@@ -146,7 +146,7 @@ def keep_freed_memory():
     # systems without glibc raise
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
-        # Up to 1 GiB comes from the heap; an older glibc allows 32 MiB.
+        # Blocks of up to 1 GiB come from the heap; an older glibc accepts at most 32 MiB.
         if not libc.mallopt(m_mmap_threshold, 1 << 30):
             libc.mallopt(m_mmap_threshold, 32 << 20)
         # The heap is never trimmed.

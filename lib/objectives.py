@@ -10,8 +10,8 @@ a loss in nats. A batch of text is the bytes idx (B, T) and the bytes that follo
 Evaluation, sampling and best.pt use the model alone. next_byte is the model itself; so is any other
 objective whose knob switches it off (n_future=1, mask_share=0, ...).
 
-An objective with `watches`, n names, returns (1 + n,): the loss, then a figure for the log under
-each name. The log turns "next_byte" into its bpb, so that runs with different losses can be
+An objective with n names in `watches` returns a tensor (1 + n,): the loss, then a figure to log
+under each name. The log turns "next_byte" into its bpb, so that runs with different losses can be
 compared. (masked cannot: its next-byte loss is about text with gaps.)
 """
 
@@ -33,7 +33,7 @@ def make_objective(model, cfg):
     """The module to train for `cfg`, on the model's device."""
     if cfg.teacher and cfg.objective != "distill":
         raise ValueError(f"teacher={cfg.teacher} only works with --objective=distill")
-    # switched off by their knobs, all of these are next_byte
+    # An objective that its own knob switches off is next_byte, the model itself.
     objective = model
     if cfg.objective == "multi_byte":
         if cfg.n_future > 1:
@@ -114,7 +114,7 @@ class Masked(nn.Module):
             )
         self.model = model
         self.span = cfg.mask_span
-        # A byte is hidden unless none of the `span` spans that could cover it has started.
+        # A byte stays visible only if no span starts at any of the `span` positions that cover it.
         self.start_rate = 1 - (1 - cfg.mask_share) ** (1 / cfg.mask_span)
 
     def mask(self, idx):
@@ -136,10 +136,10 @@ class NextPatch(nn.Module):
     expects the right word helps with all of its bytes. SuperTinyLanguageModels proposed it as
     next-thought prediction. As in JEPA (arXiv 2301.08243) the targets carry no gradient.
 
-    The layers that make the targets still learn, and could make all targets alike, which is easy to
-    predict. The log shows whether that happens: `variance` of the targets, from 0 (all alike) to 1;
-    and `explained`, the share of it that the head predicts, 0 if it is no better than the mean. The
-    targets never collapsed, and the gain was small.
+    The layers that produce the targets are still trained and could make all targets alike, which
+    would be easy to predict. The log shows whether that happens: `variance` of the targets, from 0
+    (all alike) to 1; and `explained`, the share of it that the head predicts, 0 if it only predicts
+    the mean. The targets never collapsed, and the gain was small.
     """
 
     watches = ("next_byte", "variance", "explained")
@@ -184,8 +184,8 @@ class Distill(nn.Module):
 
     A `teacher_share` of the loss is KL(teacher || model). 256 probabilities say more than the one
     byte that came, most of all when text is read many times (arXiv 2509.14786). All byte models
-    have the same symbols, so any can teach any other. It was the best objective wherever it was
-    tried; the cost of training the teacher belongs beside every figure.
+    have the same symbols, so one can teach any other whose context is no longer. It was the best
+    objective wherever it was tried; the cost of training the teacher belongs beside every figure.
     """
 
     watches = ("next_byte",)
@@ -201,7 +201,9 @@ class Distill(nn.Module):
         has = f"{teacher.vocab_size} symbols of tokenizer={teacher.cfg.tokenizer}"
         needs = f"{model.vocab_size} symbols of tokenizer={model.cfg.tokenizer}"
         if has != needs:
-            raise ValueError(f"teacher: {path} has {has}, this config {needs}: they must be equal")
+            raise ValueError(
+                f"teacher: expected {needs}, got {has} in {path}: give another --teacher"
+            )
         longest = teacher.cfg.block_size
         if longest < cfg.block_size:
             raise ValueError(

@@ -6,9 +6,9 @@ import torch
 class Muon(torch.optim.Optimizer):
     """Momentum whose update is made orthogonal (Keller Jordan, kellerjordan.github.io/posts/muon).
 
-    Matrices of one shape go through the Newton-Schulz iteration as one batch, in `dtype`: bfloat16
-    where that is fast, whatever the model's dtype, because for tiny models the iteration would
-    otherwise cost as much as the model.
+    Matrices of one shape go through the Newton-Schulz iteration as one batch, in `dtype`, whatever
+    the model's dtype: bfloat16 if the hardware has it. In float32 the iteration would cost as much
+    as a tiny model.
     """
 
     def __init__(self, params, lr, momentum, weight_decay, dtype):
@@ -42,9 +42,9 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(x, steps=5):
-    """The nearest matrices with singular values 1, nearly: (n, rows, columns) -> the same shape.
+    """Approximately the nearest matrices with singular values 1: (n, rows, columns) -> the same.
 
-    The singular values end between about 0.7 and 1.2.
+    The singular values end up between about 0.7 and 1.2.
     """
     is_tall = x.size(1) > x.size(2)
     if is_tall:
@@ -62,8 +62,8 @@ def orthogonal(x, steps=5):
 def make_optimizers(objective, cfg, muon_dtype):
     """The optimizers of a run. Each steps in its `phase`, (first, last) as shares of the run.
 
-    Muon and AdamW train on text. A game starts with them, while it reads random games; then one
-    AdamW for all weights takes over. That one alone trains on the model's own text (spin).
+    Muon and AdamW train on text. A game starts with them, while the model reads random games; then
+    one AdamW for all weights takes over. objective=spin uses that AdamW alone.
     """
     optimizers = []
     if cfg.objective != "spin":

@@ -98,7 +98,7 @@ class Clock:
 class Log:
     """log.jsonl (one JSON object per event), run.json (config, machine, status) and stdout.
 
-    Only rank 0 writes; in other processes the methods do nothing.
+    Only rank 0 writes and prints; in other processes the methods leave files and stdout alone.
     """
 
     def __init__(self, out, is_writer, wandb_project=""):

@@ -7,8 +7,8 @@ objective=game: a game is text (lib/games.py). The model first reads random lega
 read any text. Then it plays both sides, and moves that won become likelier (REINFORCE). The
 baseline is the mean result at each ply; an entropy bonus keeps the choice among legal moves open.
 Half of the games begin with 0 to 4 random moves, and in a quarter one side makes only random moves.
-Without them the model would never see the positions that its own play avoids. It needs no pool of
-past opponents and no critic.
+Without them the model would never see the positions that its own play avoids. This method needs no
+pool of past opponents and no critic.
 
 objective=spin: a copy of the model, renewed every `spin_steps` steps, continues real text. The
 model learns to tell the real text from the copy's (SPIN, arXiv 2401.01335).
@@ -32,15 +32,14 @@ class GameSource:
 
     A row is a game: EOT, then up to n plies in L = n * width bytes. A batch is a tuple of
         text        (B, 1 + L)
-        per_row     (B,) reading: bytes in a row on average; playing: moves that the model chose in
-                    a row on average
+        per_row     (B,) mean per row: bytes while reading, the model's moves while playing
     and, when playing,
         chosen      bool (B, n) the moves that the model chose
         advantage   (B, n)
         legal       bool (B, n, moves) the legal moves
     """
 
-    measure = "lost"  # the share of all lines that the model loses; lower is better
+    measure = "lost"  # the share of lines that the model loses; lower is better
 
     def __init__(self, cfg, model, machine):
         self.cfg = cfg
@@ -112,13 +111,13 @@ class GameSource:
         return u.tensor_split(self.machine.world)[self.machine.rank]
 
     def per_row(self, mask):
-        """How many entries of mask (B, M) are true in a row, on average over all processes: (B,).
+        """The mean number of true entries per row of mask (B, M), over all processes: (B,).
 
         The loss is a mean over these entries. Games differ in length, so a mean of the means of
         micro-batches or processes would weigh them differently.
         """
         (n_true,) = self.machine.sum([mask.sum().item()])
-        # every process counts the same, even if it has a row less than the others
+        # every process counts the same, even if it has one row fewer than the others
         n_rows = len(mask) * self.machine.world
         return torch.full((len(mask),), max(1, n_true) / n_rows, device=mask.device)
 
@@ -181,7 +180,7 @@ def lineup(game, cfg, u):
     """
     opening_u, side_u = u.split(1, dim=1)  # (B, 1) each
     ply = torch.arange(game.n_plies, device=game.device)
-    # A share of `openings` begins with 0 to 4 random plies.
+    # A share `openings` of the games begins with 0 to 4 random plies.
     opening = torch.where(opening_u < cfg.openings, 5 * opening_u / max(cfg.openings, 1e-9), 0)
     side = torch.where(side_u < cfg.random_games, 2 * side_u / max(cfg.random_games, 1e-9), 2)
     opening = opening.long()
@@ -190,7 +189,7 @@ def lineup(game, cfg, u):
 
 
 def advantages(game, played, random_side, total):
-    """How much better the game of each move went than the mean at that ply: (B, plies).
+    """For each move, how much better its game ended than the mean at that ply: (B, plies).
 
     The mean is over games with the same random side, because a win over random moves says less.
     `total` sums a tensor over all processes.
@@ -235,7 +234,7 @@ class PlayGame(nn.Module):
         log_q = logits[..., game.moves].masked_fill(~legal, -1e9).log_softmax(dim=2)
         entropy = -(log_q.exp() * log_q).sum(dim=2)  # nats of the choice among the legal moves
 
-        # The bonus falls: late in training it would outweigh mistakes that are rarely punished.
+        # The bonus falls: late in training it would outweigh the rare penalty for some mistakes.
         played = (progress - self.cfg.pretrain) / (1 - self.cfg.pretrain)
         bonus = (self.cfg.entropy * (1 - played)).clamp(min=self.cfg.entropy_end)
         gain = ((advantage * log_p + bonus * entropy) * chosen).sum() / chosen.sum().clamp(min=1)
@@ -345,7 +344,7 @@ class SpinSource:
         return self.text_source.evaluate(model)
 
     def evaluation_lines(self, result):
-        """Bits per byte, and two texts side by side."""
+        """Bits per byte, and for two rows the real text above the opponent's."""
         lines = self.text_source.evaluation_lines(result)
         if self.rows is None:
             return lines

@@ -1,8 +1,8 @@
 """Where text comes from: files, folders, globs, tables, URLs and the Hub.
 
 Each source gives documents. A document is a function that yields its text in pieces of whole UTF-8
-characters, so that a book of any size fits into memory. Nothing is guessed, converted or trimmed.
-If something is not text, an error names file and line, or it is left out and counted.
+characters, so that no book has to fit into memory. Text is taken as it stands. Input that is not
+text either raises an error that says where, or is left out and counted.
 """
 
 import codecs
@@ -44,7 +44,7 @@ PRESETS = {
         "EleutherAI/wikitext_document_level",
         "wikitext-103-raw-v1",
         "page",
-        "good articles, 540 MB",
+        "Wikipedia's good and featured articles, 540 MB",
     ),
     "simplewiki": Preset(
         "wikimedia/wikipedia",
@@ -117,7 +117,7 @@ class Source:
         self.add_text_files([path for _, path in sorted(found)], root)
 
     def add_found(self, paths):
-        """The files of a glob, and all files in a folder."""
+        """Add the files of a glob, or all files in a folder."""
         found = []
         for path in paths:
             found += sorted(path.rglob("*")) if path.is_dir() else [path]
@@ -128,7 +128,7 @@ class Source:
         self.add_text_files(found, Path(root))
 
     def add_text_files(self, paths, root):
-        """The files under `root` that a person would call its text, each of them once."""
+        """Add the text files under `root`, each once; count the others by the reason."""
         known = set()
         for path in paths:
             if not path.is_file():
@@ -169,7 +169,7 @@ class Source:
         self.files = [path]
 
     def documents(self):
-        """Yield the documents, from the first one again at each call."""
+        """Yield the documents; each call starts again at the first one."""
         self.left_out["broken rows"] = 0
         if self.remote and not self.files:
             yield from self.documents_of(self.remote, self.hub_rows())
@@ -189,7 +189,7 @@ class Source:
                 except ValueError as e:
                     if self.cfg.errors == "strict":
                         raise ValueError(
-                            f"{name}, {where}: {e}; --errors=replace goes on"
+                            f"{name}, {where}: {e}; --errors=replace repairs or skips it"
                         ) from None
                     self.left_out["broken rows"] += 1
                     continue
@@ -242,11 +242,11 @@ def reached(source):
 
 
 # --- tables: a document per row -------------------------------------------------------------------
-# A reader of rows yields (where, row). Instead of a row there may be the error in its place.
+# A reader of rows yields (where, row), or (where, error) for a row that it cannot parse.
 
 
 def text_of(row, column, errors):
-    """The text in a row's column, in bytes. ValueError if it has none."""
+    """A row's text, as bytes; b"" for null. ValueError if the column is missing or is not text."""
     if isinstance(row, Exception):
         raise ValueError(first_line(row))
     if not isinstance(row, dict):
@@ -349,12 +349,12 @@ def has_column(path, column, errors):
 # --- files ----------------------------------------------------------------------------------------
 
 GZIP = b"\x1f\x8b"
-# how files begin that are not UTF-8 text
+# the first bytes of files that are not UTF-8 text
 NOT_TEXT = {
     b"PK\3\4": "a zip archive",
-    b"\x28\xb5\x2f\xfd": "packed by zstd",
-    b"BZh": "packed by bzip2",
-    b"\xfd7zXZ": "packed by xz",
+    b"\x28\xb5\x2f\xfd": "compressed with zstd",
+    b"BZh": "compressed with bzip2",
+    b"\xfd7zXZ": "compressed with xz",
     b"%PDF": "a PDF",
     b"PAR1": "parquet: its name must end in .parquet",
     b"\xff\xfe": "UTF-16",
@@ -363,19 +363,19 @@ NOT_TEXT = {
 
 
 def suffix_of(path):
-    """.txt of a.txt and of a.txt.gz."""
+    """The suffix in lower case, without .gz: .txt for a.txt and a.txt.gz."""
     if path.suffix.lower() == ".gz":
         path = Path(path.stem)
     return path.suffix.lower()
 
 
 def open_text(path):
-    """Open a file in binary mode, through gzip if it is packed. ValueError if it is not text."""
+    """Open in binary mode, through gzip if need be. ValueError if it begins as in NOT_TEXT."""
     with open(path, "rb") as file:
         head = file.read(8)
     for magic, kind in NOT_TEXT.items():
         if head.startswith(magic):
-            raise ValueError(f"{path} is {kind}; expected UTF-8 text, plain or in .gz")
+            raise ValueError(f"{path} is {kind}; expected UTF-8 text, plain or gzip-compressed")
     return gzip.open(path, "rb") if head.startswith(GZIP) else open(path, "rb")
 
 
@@ -388,7 +388,7 @@ def lines_of(path, errors):
             except UnicodeDecodeError as e:
                 raise ValueError(
                     f"{path}, line {number} is not UTF-8: byte {e.start} is "
-                    f"0x{line[e.start]:02X}; --errors=replace goes on"
+                    f"0x{line[e.start]:02X}; --errors=replace puts U+FFFD there"
                 ) from None
             if number == 1:
                 text = text.removeprefix("\ufeff")
@@ -409,7 +409,7 @@ def read_text(path, errors):
                 place = offset - len(held_back) + e.start
                 raise ValueError(
                     f"{path} is not UTF-8: byte {place} is 0x{e.object[e.start]:02X}; "
-                    "--errors=replace goes on"
+                    "--errors=replace puts U+FFFD there"
                 ) from None
             if offset == 0:
                 text = text.removeprefix("\ufeff")

@@ -67,7 +67,7 @@ def test_a_file_builds_on_another(tmp_path):
         (["--n_layer=three"], ["command line", "n_layer='three'", "int"]),
         (["--n_layer=2.5"], ["n_layer", "int"]),
         (["--n_layer"], ["n_layer", "needs a value"]),
-        (["--share_ffn=maybe"], ["share_ffn", "true/false"]),
+        (["--share_ffn=maybe"], ["share_ffn", "true or false"]),
         (
             ["--pooling=spaces"],
             ["pooling='spaces'", "'none'", "'fixed'", "did you mean 'space'"],
@@ -93,7 +93,7 @@ def test_command_line_errors_name_the_key_and_the_fix(argv, words):
     [
         ("n_leyer = 3", ["bad.py", "'n_leyer'", "'n_layer'"]),
         ("max_seconds = 1\nn_layer = '3'", ["bad.py", "n_layer='3'", "int"]),
-        ("share_ffn = 1", ["bad.py", "share_ffn", "true/false"]),
+        ("share_ffn = 1", ["bad.py", "share_ffn", "true or false"]),
         ("max_seconds = 1\nn_head = 5", ["bad.py", "n_embd"]),
         ("n_layer = 1 / 0", ["bad.py", "ZeroDivisionError"]),
         ("n_layer = = 3", ["bad.py", "SyntaxError"]),

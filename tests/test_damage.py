@@ -140,7 +140,7 @@ def test_what_is_left_of_a_run_is_used_and_said(run_folder, capsys):
     train.main([f"--out_dir={run_folder}", "--resume", "--max_steps=7"])
     (run_folder / "last.pt").write_bytes(b"broken")
     with pytest.raises(
-        ValueError, match=r"last.pt cannot be used.*best.pt still exists, --init_from"
+        ValueError, match=r"last.pt cannot be used.*best.pt still exists: --init_from"
     ):
         train.main([f"--out_dir={run_folder}", "--resume", "--max_steps=9"])
 
@@ -222,7 +222,7 @@ def test_one_changed_byte_is_seen_on_resume_and_in_eval(data_dir, run_folder, tm
         raw = bytearray(path.read_bytes())
         raw[50] ^= 1
         path.write_bytes(raw)
-        with pytest.raises(ValueError, match=rf"{split}.bin is damaged or other text"):
+        with pytest.raises(ValueError, match=rf"{split}.bin is damaged or not the same text"):
             train.main(
                 [f"--out_dir={run_folder}", "--resume", f"--data_dir={folder}", "--max_steps=8"]
             )
@@ -645,5 +645,7 @@ def test_out_of_memory_is_one_line(tmp_path, data_dir, small):
     code += f"runpy.run_path({str(ROOT / 'train.py')!r}, run_name='__main__')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1, done.stderr
-    assert done.stderr.startswith("train.py: out of memory: halve --micro_batch"), done.stderr
+    assert done.stderr.startswith("train.py: out of memory: set or halve --micro_batch"), (
+        done.stderr
+    )
     assert done.stderr.count("\n") == 1

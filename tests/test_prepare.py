@@ -255,7 +255,7 @@ def test_gpt2_tokens_decode_to_the_text(vocab, tmp_path):
         assert data.meta[split]["bytes"] == n_bytes == data.lengths[data.symbols].sum()
         found += text.split("<|endoftext|>")
     assert sorted(found) == sorted(documents)
-    with pytest.raises(ValueError, match=rf"{vocab} symbols of gpt2, the config 500"):
+    with pytest.raises(ValueError, match=rf"expected a vocabulary of 500 .gpt2., got {vocab}"):
         Data(Config(**knobs, gpt2_vocab=500), "val")
 
 
@@ -540,7 +540,7 @@ def test_two_at_once(tmp_path):
     work = tmp_path / "data" / ".a.tmp"
     with lock(tmp_path / "data" / ".a.lock", ""):
         work.mkdir()
-        with pytest.raises(ValueError, match="being prepared by another process"):
+        with pytest.raises(ValueError, match="another process is preparing"):
             prepare.main([str(tmp_path / "a.txt"), f"--data_dir={tmp_path / 'data'}"])
         assert work.exists(), "the second process must not remove the first one's work"
     prepare.main([str(tmp_path / "a.txt"), f"--data_dir={tmp_path / 'data'}"])
@@ -665,7 +665,7 @@ def test_full_disk_is_one_line_and_keeps_what_was_there(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(prepare.Split, "_write", full)
-    with pytest.raises(ValueError, match=r"disk of .* is full"):
+    with pytest.raises(ValueError, match=r"disk that holds .* is full"):
         make(tmp_path, write_jsonl(tmp_path / "b.jsonl", articles(40)))
     assert {p: p.read_bytes() for p in (tmp_path / "data" / "d").iterdir()} == before
     assert [p.name for p in (tmp_path / "data").iterdir()] == ["d"]

@@ -143,11 +143,11 @@ def test_a_layer_of_another_shape_is_named_with_both_shapes(bits, tmp_path, monk
         self.out = torch.nn.Linear(6 * cfg.n_embd, cfg.n_embd, bias=False)
 
     monkeypatch.setattr(FeedForward, "__init__", wider)
-    both = r"blocks.0.feed_forward.(up|out).weight.* has the shape \((.+)\), "
-    both += r"this code expects \((.+)\);"
+    layer = r"blocks.0.feed_forward.(up|out).weight"
+    both = layer + r".*: expected the shape \((.+)\), got \((.+)\);"
     with pytest.raises(ValueError, match=both) as e:
         STLM.from_pretrained(tmp_path)
-    _, found, expected = re.search(both, str(e.value)).groups()
+    _, expected, found = re.search(both, str(e.value)).groups()
     assert found != expected and "saved by other code" in str(e.value) and "\n" not in str(e.value)
 
 
@@ -218,7 +218,7 @@ def test_scripts_take_the_folder_as_they_take_the_run(
             "--muon_lr=0",
         ]
     )
-    with pytest.raises(ValueError, match=r"n_layer=2, this config 1"):
+    with pytest.raises(ValueError, match=r"expected n_layer=2 as in .*, got 1"):
         train.main(
             [
                 *small,
@@ -408,7 +408,7 @@ def test_without_a_network_a_name_is_told_to_be_neither(tmp_path):
     env = {"HF_ENDPOINT": "http://127.0.0.1:1", "HF_HOME": str(tmp_path / "hf")}
     done = run("sample.py", "--model=ann/poems", cwd=tmp_path, env=env, check=False)
     assert done.returncode == 1 and done.stderr.count("\n") == 1
-    assert "no model in ann/poems (a folder here, or USER/NAME on the Hub)" in done.stderr
+    assert "no model in ann/poems: expected a folder, or USER/NAME on the Hub" in done.stderr
 
 
 def test_uploading(trained, tmp_path, monkeypatch):

@@ -33,7 +33,7 @@ from config import ROOT
 from lib.benchmarks import BENCHMARKS
 from lib.files import duration, game_of, read_json, read_log, run_command, write_atomically
 
-# Runs that differ only in these knobs are the same experiment.
+# Knobs ignored when runs are grouped; by_dataset compares config file and machine itself.
 NOT_COMPARED = {
     "dataset",
     "data_dir",
@@ -158,7 +158,9 @@ def read_run(folder, now):
         if value is not None and not 0 <= value < 1e15:
             raise ValueError(f"expected {key} between 0 and 1e15, got {value}")
     if run.bpb == 0 or run.parameters == 0:
-        raise ValueError(f"impossible: {run.bpb} bits per byte with {run.parameters} parameters")
+        raise ValueError(
+            f"expected bpb and parameters above 0, got bpb={run.bpb}, parameters={run.parameters}"
+        )
     return run
 
 
@@ -176,7 +178,7 @@ def device_of(info):
 
 
 def status_of(info, log, now):
-    """The run's status. A run that claims to be running, but is silent for long, was killed."""
+    """The run's status. A run that claims to be running but has long been silent was killed."""
     status = clean(info["status"])
     if status != "running":
         return status
@@ -188,7 +190,7 @@ def status_of(info, log, now):
 def read_tasks(path, last_step):
     """-> (benchmarks in eval.json, whether best.pt was scored).
 
-    They count if they are about the final weights or about the best ones, not about earlier ones.
+    They count only if they score the final weights or best.pt, not an earlier last.pt.
     """
     if not path.is_file():
         return {}, False
@@ -221,7 +223,7 @@ def changes_in(command):
 
 
 def read_runs(publish):
-    """All runs under results/ and, unless they are to be published, under out/.
+    """All runs under results/ and, without `publish`, also under out/.
 
     A run that was copied from out/ to results/ counts once, in results/ (unless the one in out/ has
     gone on). Folders that cannot be read are named and skipped.
@@ -246,7 +248,7 @@ def read_runs(publish):
 def by_dataset(runs):
     """[(dataset, bytes of its val, experiments)]: bpb can be compared within one val text only.
 
-    An experiment is a list of runs that differ only in their seeds.
+    An experiment is a list of runs that agree in everything compared here, but not in their seeds.
     """
     groups = defaultdict(lambda: defaultdict(list))
     n_times = defaultdict(int)
@@ -254,7 +256,7 @@ def by_dataset(runs):
         ignored = NOT_COMPARED
         if run.knobs.get("objective") != "spin":
             ignored = NOT_COMPARED | SELF_PLAY
-        # A knob that is 0 or empty is off: older runs do not have it.
+        # A knob that is 0 or empty is off. Leave it out, because older runs may lack it.
         knobs = {key: value for key, value in run.knobs.items() if value and key not in ignored}
         experiment = (
             json.dumps(knobs, sort_keys=True),
@@ -370,7 +372,7 @@ def write_page(runs, datasets, page):
     when = ""
     if any(run.status == "running" for run in runs):
         when = f" at {time.strftime('%Y-%m-%d %H:%M')}"
-    rule = "Each table has its own val text: compare within it."
+    rule = "Each table has its own val text: compare runs only within a table."
     lines = ["# All runs", "", f"Written by tools.report{when}. {rule}", ""]
     for name, n_bytes, experiments in datasets:
         lines += [f"## {name} (val: {n_bytes:,} bytes)", "", *table(experiments, page), ""]
@@ -535,7 +537,7 @@ def main(argv=None):
     if not shown:
         raise ValueError(f"no runs in {folder}/ yet: `python train.py` makes the first one in out/")
 
-    # of the published runs, those whose val text the reader's own runs have, too
+    # Keep only runs on a val text that one of the shown runs has, too.
     vals = {run.val for run in shown}
     datasets = by_dataset([run for run in runs if run.val in vals])
     write_page(runs, datasets, folder / "RUNS.md")

@@ -28,12 +28,12 @@ from model import STLM
 @dataclass
 class ShareConfig:
     model: str = ""  # a run's folder, a shared folder, USER/NAME on the Hub; empty: the newest run
-    weights: Literal["best", "last"] = "best"  # of a run: lowest val loss, or newest
+    weights: Literal["best", "last"] = "best"  # best: a run's lowest val loss; last: its newest
     to: str = ""  # the folder to write, or USER/NAME on the Hub (./USER/NAME is a folder)
     bits: int = 32  # per weight: 32, 16, 8 (about as good) or 4 (slightly worse)
     license: str = "mit"  # of the weights, by its name on the Hub
     prompt: str = ""  # of the sample in the card; empty: the start of a document
-    seed: int = 1337  # of the sample
+    seed: int = 1337  # for the sample
 
 
 def main(argv=None):
@@ -51,7 +51,7 @@ def main(argv=None):
     model, checkpoint, path = load_run(cfg.model or newest_run(), cfg.weights)
     model.about = about_run(checkpoint, path)
 
-    # The weights that are shared have fewer bits: they write the sample.
+    # Write the sample with the weights as shared: fewer bits may change it.
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder, cfg.bits)
         megabytes = Path(folder, "model.safetensors").stat().st_size / 1e6

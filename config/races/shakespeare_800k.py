@@ -1,7 +1,8 @@
 """Tiny Shakespeare in 110 seconds on 2 CPU cores, with as many parameters as nanoGPT's CPU recipe.
 
-(0.80M.) shakespeare_80k with two wider trunk layers, each run once, and Canon layers; the local
-layers are nearly as wide as the trunk. The text is read four or five times: a little dropout helps.
+That is 0.80M. This is shakespeare_80k with two wider trunk layers, each run once, and Canon layers;
+the local layers are nearly as wide as the trunk. The text is read four or five times: a little
+dropout helps.
 """
 
 from config.shakespeare_80k import *

@@ -1,7 +1,7 @@
 """Does pooling pay? 3M parameters, 20 minutes on 2 CPU cores: plain bytes, against textbooks_3m.
 
-Five layers of 192, the same kind of n-gram table, a quarter of the context, half of the batch. A
-byte costs this model nine times as much, so steps help it more than bytes in a step.
+Five layers of 192, the same kind of n-gram table, a quarter of the context, half the batch. A byte
+costs this model nine times as much, so more steps help it more than larger ones.
 """
 
 from config.textbooks_3m import *

@@ -1,13 +1,13 @@
 """Text read eight times: where should the parameters be, and do other objectives help?
 
 On a CPU a tiny model has time to read its text once or twice; on a GPU it reads the same text ten
-times in minutes. This is that case in small: the first 4 MB of the textbooks, 8 epochs, and 0.5M
-parameters in the proportions that stlm_10m had (a tenth in the n-gram table, so that the model can
-memorise little; two thirds in the trunk). The length is in steps, not seconds, because it matters
-how often the text is read. Without dropout and weight decay, so that each idea shows its own
-effect.
+times in minutes. This is that case in miniature: the first 4 MB of the textbooks, 8 epochs, and
+0.5M parameters in the proportions that stlm_10m had (a tenth in the n-gram table, so that the model
+can memorise little; two thirds in the trunk). The length is in steps, not seconds, because it
+matters how often the text is read. It uses no dropout and no weight decay, so that each idea shows
+its own effect.
 
-One trunk layer less and wider local layers gained 0.044 bpb, with more local layers 0.05
+One fewer trunk layer and wider local layers gained 0.044 bpb, with more local layers 0.05
 (results/repeat.sh), a teacher 0.04, weight decay 0.026, several bytes ahead nothing; masking cost
 0.04.
 """
