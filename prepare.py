@@ -93,6 +93,9 @@ def main(argv=None):
     sources = [Source(word, cfg) for word in words]
     val_sources = find_val_sources(sources, cfg)
     cap, total = plan(out, words, sources, val_sources, cfg)
+    advice = "; offline, set TIKTOKEN_CACHE_DIR to a folder that holds tiktoken's files"
+    with errors_named("tiktoken's gpt2 encoding", advice=advice):
+        cfg.encoding()
     with new_folder(out) as folder:
         for source in sources + val_sources:
             source.fetch(folder / "fetched")
@@ -158,24 +161,16 @@ def plan(out, words, sources, val_sources, cfg):
         cap = HUB_CAP
     sizes = [source.size for source in sources + val_sources]
     total = None if None in sizes else sum(sizes)
+    size = size_text(total)
+    if cap and (total is None or cap < total):
+        size += f", at most {size_text(cap)} of it"
+        total = total and cap
     reads = f"reads {', '.join(words)}"
     n_files = sum(len(source.files) for source in sources)
     if n_files > 1:
         reads += f" ({n_files} files)"
-    reads += f": {size_text(total)}"
-    if cap and (total is None or cap < total):
-        reads += f", at most {size_text(cap)} of it"
-    print(reads)
-    writes = f"writes {out}: train.bin, val.bin, meta.json"
-    if cfg.tokenizer != "bytes":
-        writes += f" ({cfg.tokenizer} tokens)"
-        advice = "; offline, set TIKTOKEN_CACHE_DIR to a folder that holds tiktoken's files"
-        with errors_named("tiktoken's gpt2 encoding", advice=advice):
-            cfg.encoding()
-    print(writes)
-
-    if total and cap:
-        total = min(total, cap)
+    print(f"{reads}: {size}")
+    print(f"writes {out}: train.bin, val.bin, meta.json ({cfg.tokenizer})")
     return cap, total
 
 
