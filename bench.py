@@ -6,14 +6,15 @@
     python bench.py eval --data=DIR --tasks=val,blimp    # benchmarks from files: DIR/blimp.jsonl
     python bench.py eval --text=novel.txt                # bits per byte of any text
 
-speed times untrained models on real text: training at each config's own batch size, and generation
-of one text and of 16. Each measurement has a process of its own; configs take turns; warm-up does
-not count.
+`speed` times untrained models on real text: training at each config's own batch size, and
+generating one text, then 16 at once. Each measurement has a process of its own; configs take turns;
+warm-up does not count.
 
-eval scores a run's best weights (--weights=last: the newest) and writes eval.json into its folder.
-It follows lm-evaluation-harness: acc takes the choice with the highest log-probability (ties share
-the point); acc_norm first divides it by the choice's characters, acc_bytes by its bytes. BLiMP
-compares whole sentences, WinoGrande the text after each name, ARC and MMLU the answers' wording.
+`eval` scores a run's best weights (--weights=last: the newest) and writes eval.json into its
+folder. It follows lm-evaluation-harness: acc takes the choice with the highest log-probability
+(ties share the point); acc_norm first divides it by the choice's characters, acc_bytes by its
+bytes. BLiMP compares whole sentences, WinoGrande the text after each name, ARC and MMLU the
+answers' wording.
 
 A line of DIR/TASK.jsonl is {"context": str, "choices": [str, ...], "answer": int}, or
 {"context_options": [str, ...], "continuation": str, "answer": int}; "group": str is optional.
@@ -201,7 +202,7 @@ def measure_speed(cfg, options, text):
 def training_speed(model, cfg, options, symbols, bytes_per_symbol, machine):
     """The speed of train.py's steps, all of them on one batch."""
     T = cfg.block_size
-    n_rows = cfg.batch_bytes // T
+    n_rows = max(1, cfg.batch_bytes // T)  # a game's batch may be shorter than block_size
     micro_batch = machine.rows_per_pass(n_rows, cfg.micro_batch, T)
     generator = torch.Generator().manual_seed(options.seed)
     starts = torch.randint(len(symbols) - T, (n_rows,), generator=generator).tolist()
@@ -209,12 +210,11 @@ def training_speed(model, cfg, options, symbols, bytes_per_symbol, machine):
     targets = torch.stack([symbols[i + 1 : i + 1 + T] for i in starts])
 
     # the model alone, whatever the config trains it for
-    cfg = dataclasses.replace(cfg, objective="next_byte", teacher="")
+    compile_choice = cfg.compile if options.compile == "auto" else options.compile
+    cfg = dataclasses.replace(cfg, objective="next_byte", teacher="", compile=compile_choice)
     model.dropout.is_on = cfg.dropout > 0
     model.dropout.rate.fill_(cfg.dropout)
     optimizers = make_optimizers(model, cfg, machine.muon_dtype)
-    if options.compile != "auto":
-        cfg = dataclasses.replace(cfg, compile=options.compile)
     trained, is_compiled = compile_and_wrap(model, cfg, machine, micro_batch)
 
     def step(n):
@@ -222,7 +222,7 @@ def training_speed(model, cfg, options, symbols, bytes_per_symbol, machine):
         train_step(trained, optimizers, batch, micro_batch, machine.autocast, cfg.grad_clip)
         machine.synchronize()
 
-    step(micro_batch)  # warm-up
+    step(micro_batch)  # warm-up: one pass compiles and allocates
     n_steps = 0
     start = time.perf_counter()
     while n_steps == 0 or time.perf_counter() - start < options.seconds:
@@ -538,8 +538,9 @@ Work = namedtuple("Work", "number rows starts n_shared")
 def score(model, items, on_progress=lambda n: None, at_once=0):
     """log p(continuation | EOT, context) of every choice.
 
-    items: for each a list of (context, continuation) in bytes. on_progress: called with the number
-    of choices scored. at_once: symbols in a batch; 0: as many as the device likes.
+    items: for each a list of (context, continuation) in bytes
+    on_progress: called for each scored item, with the number of its choices
+    at_once: symbols in a batch; 0: as many as the device likes
 
     Returns for each item a list of (nats, greedy). greedy: each symbol of the continuation is the
     model's most likely next one. The batch does not change scores: padding comes last, where no
@@ -631,7 +632,7 @@ def score_batch(model, batch):
 
 
 def grade(item, scores):
-    """{metric: points}: 1 if the right choice scores highest, a share of 1 in a tie, else 0.
+    """{metric: points}: 1 if the right choice scores highest, 1/n if it is one of n tied, else 0.
 
     With a single choice (LAMBADA) greedy decoding must produce it.
     """

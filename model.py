@@ -79,7 +79,7 @@ class ModelConfig:
     n_match: int = 0  # n-gram matches: the last 2, 3, 4, 6, ... bytes (gpt2: 1, 2, ... tokens)
     canon_reach: int = 1  # trunk positions that a Canon layer mixes; 1: no Canon layers
     # --- model: weight tying beyond the embedding ---
-    n_loop: int = 1  # times the trunk runs, with the same weights
+    n_loop: int = 1  # how often the trunk runs, with the same weights
     share_ffn: bool = False  # one feed-forward for all trunk blocks
 
     def __post_init__(self):
@@ -206,7 +206,8 @@ def patch_parts(x, ends, P):
     B, T, E = x.shape
     patch = (ends.cumsum(dim=1) - ends.long()).clamp(max=P)  # (B, T) which patch a byte is in
 
-    # Sums first: if the look-up came first, torch 2.13's compiler would lose its gradient on a CPU.
+    # Sums first: if the look-up came first, torch 2.13's compiler would lose the look-up's gradient
+    # on a CPU.
     slot = patch + (P + 1) * torch.arange(B, device=x.device)[:, None]
     sums = x.new_zeros(B * (P + 1), E)
     sums = sums.index_add(0, slot.flatten(), x.flatten(0, 1)).view(B, P + 1, E)
@@ -225,7 +226,7 @@ def matches(seen, lengths, T, window):
     occurred before, or last did so more than `window` symbols ago.
     """
     longest = max(lengths)
-    # Keep T + window keys. A key is made of `longest` symbols.
+    # Keep T + window keys of each length. The longest are made of `longest` symbols.
     n_needed = T + window + longest - 1
     seen = seen[:, -n_needed:]
     N = seen.size(1)
@@ -385,7 +386,7 @@ class Canon(nn.Module):
 
 
 class NoCanon(nn.Module):
-    """Takes a Canon layer's place if canon_reach=1."""
+    """Takes a Canon layer's place if canon_reach=1: nn.Identity with a `past`."""
 
     def forward(self, x, past=None):
         return x
@@ -419,7 +420,7 @@ class Block(nn.Module):
         else:
             self.canon_1 = NoCanon()
             self.canon_2 = NoCanon()
-        self.dropout = dropout
+        self.dropout = dropout  # all blocks share one
 
     def forward(self, x, rope, past=None, cache=None):
         x = x + self.dropout(self.attention(self.canon_1(norm(x), past), rope, cache))
@@ -510,8 +511,9 @@ class STLM(nn.Module):
         self.pooled = cfg.pooling != "none"
         self.vocab_size = 256 if cfg.tokenizer == "bytes" else cfg.gpt2_vocab
         self.eot = self.vocab_size - 1
-        E = cfg.n_local_embd if self.pooled else cfg.n_embd
-        # Drawn first, because making a layer draws numbers, too.
+        E = cfg.n_local_embd if self.pooled else cfg.n_embd  # without local layers E is C
+        # The seed of all weights. Drawn before the layers are made, because making them also draws
+        # random numbers; on the CPU even if with_weights makes the model on "meta".
         seed = int(torch.randint(2**62, (), device="cpu"))
 
         # embedding
@@ -541,6 +543,7 @@ class STLM(nn.Module):
 
         # a look-up table, not saved
         self.register_buffer("is_separator", ~torch.tensor(IS_WORD), persistent=False)
+        # on "meta", with_weights brings the weights
         if not self.embed.weight.is_meta:
             self.reset_parameters(seed)
 
@@ -768,7 +771,7 @@ class STLM(nn.Module):
 
         With `last` only the last symbol's vector is returned, (B, 1, E). `head` gives the logits.
         """
-        # In parts: memory grows with the square of a part's length.
+        # In parts: the attention mask grows with the square of a part's length.
         outputs = []
         for part in idx.split(self.cfg.block_size, dim=1):
             x, state = self.read_part(part, state)

@@ -194,7 +194,8 @@ class Split:
         self.encoding = encoding  # None: bytes
         self.bar = bar
         self.hash = hashlib.sha256()  # of the file
-        self.text_hash = hashlib.sha256()  # for tokens: of the text they stand for
+        # For tokens: of the text they stand for, so that reports can tell that it is the same text.
+        self.text_hash = hashlib.sha256()
         self.documents = 0
         self.bytes = 0
         self.symbols = 0

@@ -74,12 +74,12 @@ def main(argv=None):
     print(
         f"{path}: step {checkpoint['step']}, {parameters:,} parameters, {device}", file=sys.stderr
     )
+    sys.stdout.reconfigure(encoding="utf-8")
     game = game_of(checkpoint)
     if game and not prompt:
         play_person(GAMES[game](device), model)
         return
 
-    sys.stdout.reconfigure(encoding="utf-8")
     generator = torch.Generator().manual_seed(cfg.seed)
     for i in range(cfg.num_samples):
         if i > 0:

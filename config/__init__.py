@@ -109,15 +109,21 @@ class Config(ModelConfig):
     def __post_init__(self):
         super().__post_init__()
         self.out_dir = self.out_dir or f"out/{self.config or 'run'}"
-        if (self.max_steps > 0) == (self.max_seconds > 0):
+        has_steps = self.max_steps > 0
+        has_seconds = self.max_seconds > 0
+        if has_steps == has_seconds:
             raise ValueError(
                 f"max_steps={self.max_steps}, max_seconds={self.max_seconds}: one of them must be "
                 "above 0, the other 0"
             )
-        numbers = [f.name for f in dataclasses.fields(Config) if f.type in (int, float)]
-        check_limits(self, dict.fromkeys(numbers, (0, math.inf)) | LIMITS)
+        limits = {}
+        for field in dataclasses.fields(Config):
+            if field.type in (int, float):
+                limits[field.name] = LIMITS.get(field.name, (0, math.inf))
+        check_limits(self, limits)
         if self.dropout == 1:
             raise ValueError("dropout=1.0 must be below 1")
+        # a game's rows are games, which may be shorter
         if self.batch_bytes < self.block_size and self.objective != "game":
             raise ValueError(
                 f"batch_bytes={self.batch_bytes} must be at least block_size={self.block_size}"
@@ -170,7 +176,6 @@ SHARES = (
     "beta2",
     "mask_share",
     "teacher_share",
-    "play_lr",
     "pretrain",
     "openings",
     "random_games",
@@ -187,6 +192,7 @@ LIMITS = {
     **dict.fromkeys(SHARES, (0, 1)),
     **dict.fromkeys(AT_LEAST_ONE, (1, math.inf)),
     "seed": SEED,
+    "play_lr": (0, 1),
     "games": (2, 10**6),
     "entropy": (0, 10),
     "entropy_end": (0, 10),
@@ -216,9 +222,9 @@ ELSEWHERE = {
 YES_NO = {"true": True, "1": True, "false": False, "0": False}
 
 
-def nearest(name, names):
-    """The most similar of some names as a hint, or ''."""
-    found = difflib.get_close_matches(str(name), names, n=1)
+def did_you_mean(word, choices):
+    """'; did you mean X?' with the most similar choice, or ''."""
+    found = difflib.get_close_matches(str(word), choices, n=1)
     return f"; did you mean {found[0]!r}?" if found else ""
 
 
@@ -236,7 +242,7 @@ def convert(cls, key, value, where, is_text=False):
     if choices:
         converted = to_choice(value, choices)
         expected = f"one of {', '.join(repr(choice) for choice in choices)}"
-        expected += nearest(value, choices)
+        expected += did_you_mean(value, choices)
     elif kind is bool:
         converted = YES_NO.get(value.lower()) if is_text else value
         expected = "true or false"
@@ -258,11 +264,11 @@ def hint(key, kinds):
         knobs = re.findall(r"--(\w+)", advice)
         if key in names.split() and all(knob in kinds for knob in knobs):
             return f": {advice}"
-    return nearest(key, kinds) or "; --help lists all"
+    return did_you_mean(key, kinds) or "; --help lists all"
 
 
 def to_choice(value, choices):
-    """The choice, or None. If "on" or "true" is one of them, true, false, 1 and 0 work, too."""
+    """The choice, or None. If `choices` has "on" or "true", then true, false, 1 and 0 work, too."""
     is_yes = YES_NO.get(str(value).lower())
     if is_yes is not None and "on" in choices:
         return "on" if is_yes else "off"
@@ -296,7 +302,7 @@ def find_file(path):
     known = []
     for folder in ("config", "config/races"):
         known += [f"{folder}/{file.name}" for file in sorted((ROOT / folder).glob("[a-z]*.py"))]
-    raise ValueError(f"no config file {path}{nearest(path, known) or f': there are {known}'}")
+    raise ValueError(f"no config file {path}{did_you_mean(path, known) or f': there are {known}'}")
 
 
 def load_file(cls, path):

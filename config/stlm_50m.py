@@ -1,8 +1,8 @@
 """50M parameters, pooled at spaces: a SuperTinyLanguageModels baseline's size, without a tokenizer.
 
-Half of such a BPE baseline is its vocabulary. Here the vocabulary has 256 rows. The parameters go
-to a trunk of 7 layers, 640 wide, that runs once per word-like patch, and to a table of n-grams that
-costs almost no compute.
+In that baseline half of the parameters belong to its vocabulary. Here the vocabulary has 256 rows.
+The parameters go to a trunk of 7 layers, 640 wide, that runs once per word-like patch, and to a
+table of n-grams that costs almost no compute.
 """
 
 from config.stlm_10m import *

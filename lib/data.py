@@ -123,7 +123,7 @@ def epoch_order(seed, epoch, size, n_windows):
 
 
 class Data:
-    """One split: a memory map of its symbols, and the bytes of text in each symbol."""
+    """One split: a memory map of its symbols, and how many bytes of text each symbol stands for."""
 
     def __init__(self, cfg, split):
         folder = Path(cfg.data_dir) / cfg.dataset
@@ -135,7 +135,7 @@ class Data:
                 f"no dataset {folder}: choose one of {known}, or make one with python prepare.py"
             )
         self.meta = read_meta(folder)
-        self.lengths = symbol_lengths(cfg.tokenizer, cfg.gpt2_vocab)
+        self.lengths = symbol_lengths(cfg.tokenizer, cfg.gpt2_vocab)  # (V,)
         vocab_size = len(self.lengths)
         if (self.meta["tokenizer"], self.meta["vocab_size"]) != (cfg.tokenizer, vocab_size):
             raise ValueError(
@@ -152,7 +152,7 @@ class Data:
                 f"{self.path} has the token {self.symbols.max()}, but its vocabulary ends at "
                 f"{vocab_size - 1}: make it anew with prepare.py --overwrite"
             )
-        # EOT is a symbol, but not text.
+        # Below 1 for bytes, because EOT is a symbol but not text.
         self.bytes_per_symbol = self.meta[split]["bytes"] / len(self.symbols)
 
     def verify(self, checkpoint):
@@ -258,7 +258,7 @@ def bits_per_byte(model, data, T, limit=0, stride=0, machine=None, on_progress=l
 
     The model predicts a symbol from those before it in its window, and from the one before the
     window (EOT if there is none). With several processes in `machine`, each scores its share.
-    `on_progress` is called with the number of symbols in each batch.
+    `on_progress` is called with the number of symbols scored in each batch.
 
     Returns a dict: nats; bytes; bpb; overflow, the share of windows with more patches than the
     trunk attends to; bytes_per_patch.
@@ -277,19 +277,20 @@ def bits_per_byte(model, data, T, limit=0, stride=0, machine=None, on_progress=l
     for batch in batches_of(windows, max(1, symbols_at_once(model) // T)):
         symbols = np.stack([data.symbols[start:stop] for start, stop, _ in batch])
         before = [data.symbols[start - 1] if start else model.eot for start, _, _ in batch]
-        y = torch.from_numpy(symbols.astype(np.int64)).to(device)
+        y = torch.from_numpy(symbols.astype(np.int64)).to(device)  # (rows, n), n <= T
         x = torch.tensor(before, dtype=torch.long, device=device)[:, None]
         x = torch.cat((x, y[:, :-1]), dim=1)
         ends, _ = model.patch_ends(x)
         n_overflow += (ends.sum(dim=1) > model.cfg.n_patches).sum().item()
 
-        # leave out context and EOT
-        start, _, first = batch[0]
-        y_bytes = lengths[y[:, first - start :]]
-        y_nats = model.nats(x, y)[:, first - start :] * (y_bytes > 0)
+        # Leave out context, equally long in all windows of a batch, and EOT, which has no bytes.
+        window_start, _, first = batch[0]
+        n_context = first - window_start
+        y_bytes = lengths[y[:, n_context:]]  # (rows, n_scored)
+        y_nats = model.nats(x, y)[:, n_context:] * (y_bytes > 0)
         nats += y_nats.cpu().double().sum().item()
         n_bytes += y_bytes.sum().item()
-        n_patches += ends[:, first - start :].sum().item()
+        n_patches += ends[:, n_context:].sum().item()
         on_progress(y_bytes.numel())
     model.train(was_training)
 

@@ -30,7 +30,7 @@ class Game:
         step(board, move)   the next boards, from the other player's side; bool (n,): was it a win;
                             bool (n,): is the game over
         mark(board)         the bytes in front of a move, (n, n_mark)
-        key(board)          the number of each board, (n,)
+        key(board)          the number of each board, (n,), below n_keys
         show(board)         one board as text for a person
     """
 
@@ -303,7 +303,7 @@ def scores(game, model, is_best, seed, n=1000):
     """How well the model plays, as a dict.
 
     lost            share of lines that the greedy model loses, the mean of both roles
-    lost_first      the same, as "lost/all", for lines in which the model moves first
+    lost_first      the same for lines in which the model moves first, as the text "lost/all"
     random_first    shares [won, drawn, lost] against random moves, exact
     perfect_first   the same against perfect play, in n games
     illegal         share of illegal moves in n games of the model against itself, at temperature 1
@@ -355,16 +355,19 @@ def play_person(game, model):
             byte = model.head(x[:, 0]).argmax(dim=1)
             print(f"the model plays {chr(byte)}")
         text += [byte.item(), SPACE]
-        board, value, is_over = game.move(board, byte)
+        board, value, over = game.move(board, byte)
+        is_over = over.item()
         ply += 1
 
-    if value == 0:
+    result = value.item()
+    mover_won = result > 0  # else the move was illegal, or it is a draw
+    if result == 0:
         end = "a draw"
-    elif (value > 0) == is_yours:
+    elif mover_won == is_yours:
         end = "you win"
     else:
         end = "the model wins"
-    if value < 0:
+    if result < 0:
         end += ", because the last move was illegal"
     print(f"{end}: {bytes(text[1:]).decode(errors='replace')}")
 

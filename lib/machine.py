@@ -61,14 +61,16 @@ class Machine:
         `wanted` of them; 0 means all. On a CPU at most 8,192 symbols: that is as fast and takes
         less memory.
         """
-        rows = max(1, min(wanted or share, share))
+        most = min(wanted, share) if wanted else share
         if self.device.type == "cpu":
-            rows = min(rows, max(1, 8192 // T))
-        # Prefer passes of one size if that takes at most twice as many: one size compiles once.
-        for smaller in range(rows, rows // 2, -1):
-            if share % smaller == 0:
-                return smaller
-        return rows
+            most = min(most, 8192 // T)
+        most = max(1, most)
+        # Prefer passes of one size, a divisor of `share` above half of `most`: one size compiles
+        # once.
+        for rows in range(most, most // 2, -1):
+            if share % rows == 0:
+                return rows
+        return most
 
     def mfu(self, flops_per_second):
         """These FLOP/s as a share of the peak of all devices, or None if the peak is unknown."""

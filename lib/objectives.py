@@ -62,11 +62,11 @@ class MultiByte(nn.Module):
     With n_future=3 one softmax is compared with the next three bytes, with weights 1, 1/2 and 1/4.
     All but the first weight fall to 0 over the first half of the run.
 
-    The idea: which bytes come soon can be learnt before their exact order, and every position has
-    more to learn from. Separate heads (arXiv 2404.19737) would cost parameters. One softmax with
-    falling weights comes from records of modded-nanogpt; arXiv 2505.22757 found this order, from
-    many bytes to one, the best for the next symbol. Here it was slightly better on Shakespeare and
-    no better on the textbooks.
+    The idea: a model can learn which bytes come soon before it learns their exact order, and every
+    position has more to learn from. Separate heads (arXiv 2404.19737) would cost parameters. One
+    softmax with falling weights comes from records of modded-nanogpt; arXiv 2505.22757 found this
+    order, from many bytes to one, the best for the next symbol. Here it was slightly better on
+    Shakespeare and no better on the textbooks.
     """
 
     watches = ("next_byte",)

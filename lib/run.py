@@ -31,24 +31,29 @@ class Clock:
 
     def start(self):
         self.since = time.perf_counter()
+        self.was_suspended = False
 
     def stop(self):
         self.machine.synchronize()
-        self.tick()
+        self.add_time()
 
     def tick(self):
-        """Add the time since the last tick."""
+        """A step has ended."""
+        self.last_step_seconds = self.add_time()
+
+    def add_time(self):
+        """Add the time since the last call, and return it."""
         now = time.perf_counter()
         passed = now - self.since
         if self.was_suspended:
             passed = min(passed, self.last_step_seconds)
             self.was_suspended = False
-        self.last_step_seconds = passed
         self.since = now
         # All processes follow rank 0's clock, and stop if any of them got a signal.
         elapsed = self.elapsed + passed if self.machine.rank == 0 else 0.0
         self.elapsed, n_signals = self.machine.sum([elapsed, len(self.signals)])
         self.interrupted = n_signals > 0
+        return passed
 
     def progress(self, step):
         """The share of the run that is done."""
@@ -92,6 +97,7 @@ class Clock:
             print("saving, then stopping; Ctrl-C again stops at once", flush=True)
 
     def on_continue(self, number, frame):
+        """The process was suspended (Ctrl-Z) and goes on; the gap must not count."""
         self.was_suspended = True
 
 
@@ -185,7 +191,7 @@ class Log:
 
 
 def draw_losses(log, path):
-    """Draw the training loss, as a running mean over a twentieth of the run, and the val loss."""
+    """Draw the training loss, its running mean over a twentieth of the run, and the val loss."""
     from matplotlib.figure import Figure
 
     train = np.array([(e["step"], e["bpb"]) for e in log if e["event"] == "train"])

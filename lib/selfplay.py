@@ -30,9 +30,12 @@ from model import PAD
 class GameSource:
     """Batches of games: random ones to read, then games that the model has just played.
 
+    TextSource in train.py explains the methods of a source.
+
     A row is a game: EOT, then up to n plies in L = n * width bytes. A batch is a tuple of
         text        (B, 1 + L)
-        per_row     (B,) mean per row: bytes while reading, the model's moves while playing
+        per_row     (B,) B times the mean count per row, over all processes: of bytes while reading,
+                    of the model's moves while playing
     and, when playing,
         chosen      bool (B, n) the moves that the model chose
         advantage   (B, n)
@@ -65,11 +68,12 @@ class GameSource:
         self.micro_batch = cfg.micro_batch or max(cfg.games, self.n_to_read)
 
     def describe(self, step, model):
-        """See TextSource in train.py for this and the other methods of a source."""
-        return [
-            f"a step: {self.n_to_read} random games of {self.cfg.game} to read at first, then "
-            f"{self.cfg.games} games to play"
-        ]
+        phases = []
+        if self.cfg.pretrain > 0:
+            phases.append(f"{self.n_to_read} random games to read")
+        if self.cfg.pretrain < 1:
+            phases.append(f"{self.cfg.games} games to play")
+        return [f"a step of {self.cfg.game}: {', later '.join(phases)}"]
 
     def about(self):
         """The data, for run.json and checkpoints."""
@@ -144,7 +148,8 @@ class GameSource:
         return found
 
     def evaluation_lines(self, result):
-        return [" ".join(f"{key}={value}" for key, value in self.summary(result).items())]
+        figures = self.summary(result)
+        return [" ".join(f"{key}={value}" for key, value in figures.items())]
 
     def conclude(self, model, out, step, elapsed):
         """The scores of the best weights, in games of another seed."""
@@ -218,7 +223,7 @@ class PlayGame(nn.Module):
         targets = text[:, 1:].masked_fill(text[:, 1:] == PAD, -100)  # cross_entropy ignores -100
         logits = self.model.head(self.model.hidden(text[:, :-1]))
         loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
-        return loss * self.share(targets != -100, per_row)
+        return loss * self.correction(targets != -100, per_row)
 
     def reinforce(self, text, per_row, chosen, advantage, legal, progress):
         """Make moves with an advantage likelier (REINFORCE); reward entropy among legal moves.
@@ -234,15 +239,20 @@ class PlayGame(nn.Module):
         log_q = logits[..., game.moves].masked_fill(~legal, -1e9).log_softmax(dim=2)
         entropy = -(log_q.exp() * log_q).sum(dim=2)  # nats of the choice among the legal moves
 
-        # The bonus falls: late in training it would outweigh the rare penalty for some mistakes.
+        # The bonus falls: if constant, it would later outweigh the rare penalty for some mistakes.
         played = (progress - self.cfg.pretrain) / (1 - self.cfg.pretrain)
         bonus = (self.cfg.entropy * (1 - played)).clamp(min=self.cfg.entropy_end)
         gain = ((advantage * log_p + bonus * entropy) * chosen).sum() / chosen.sum().clamp(min=1)
-        return -gain * self.share(chosen, per_row)
+        return -gain * self.correction(chosen, per_row)
 
-    def share(self, mask, per_row):
-        """The weight of these rows' mean in the whole batch: 1 if they are the whole batch."""
-        return (mask.sum() / len(mask)) / per_row[0]
+    def correction(self, mask, per_row):
+        """train_step weighs micro-batches by their rows; the loss is a mean over true entries.
+
+        mask (B, M) -> the ratio of true entries per row, here to the whole batch.
+        """
+        here = mask.sum() / len(mask)
+        overall = per_row[0]  # the same number in all rows
+        return here / overall
 
 
 # --- its own text ---------------------------------------------------------------------------------

@@ -421,8 +421,11 @@ def read_text(path, errors):
 
 
 def is_text(path, errors):
-    """Whether the first two million bytes of a file are UTF-8 without a NUL."""
+    """Whether the first 2 MiB of a file are text: no NUL and, unless errors="replace", UTF-8."""
     try:
-        return not any(b"\0" in piece for piece in itertools.islice(read_text(path, errors), 2))
+        for piece in itertools.islice(read_text(path, errors), 2):
+            if b"\0" in piece:
+                return False
     except ValueError:
         return False
+    return True

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from config import Config
 from lib.data import Data
 from lib.files import load_checkpoint, load_model, load_run, lock, read_log
 from lib.machine import Machine
+from lib.run import Clock
 
 
 @pytest.fixture(scope="module")
@@ -468,6 +470,21 @@ def test_a_finished_run_whose_log_is_gone_still_has_its_verdict(run_folder, caps
     (run_folder / "log.jsonl").unlink()
     assert train.main([f"--out_dir={run_folder}", "--resume"]) == 0
     assert capsys.readouterr().out.splitlines()[-1].startswith("val_bpb=")
+
+
+def test_a_signal_to_continue_during_an_evaluation_costs_no_step():
+    """Such a signal once made the clock forget the whole step after the evaluation."""
+    machine = SimpleNamespace(rank=0, synchronize=lambda: None, sum=lambda numbers: numbers)
+    clock = Clock(Config(max_steps=9), machine)
+    clock.start()
+    time.sleep(0.05)
+    clock.tick()
+    clock.stop()
+    clock.on_continue(None, None)
+    clock.start()
+    time.sleep(0.05)
+    clock.tick()
+    assert clock.elapsed > 0.09
 
 
 def test_a_process_that_was_stopped_does_not_pay_for_it(tmp_path, data_dir, small):

@@ -21,6 +21,24 @@ def test_a_failing_save_leaves_the_old_file(tmp_path):
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
 
 
+def test_torchs_own_errors_are_not_taken_for_a_full_disk(tmp_path):
+    """torch.save turns an OSError into a RuntimeError; other RuntimeErrors stay what they are."""
+
+    class Full:
+        def __reduce__(self):
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match=r"disk is full"):
+        write_atomically(tmp_path / "file", lambda f: torch.save({"x": Full()}, f))
+
+    def broken(f):
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    with pytest.raises(RuntimeError, match="device-side assert"):
+        write_atomically(tmp_path / "file", broken)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_dtype_follows_from_what_the_cpu_has_and_from_nothing_else(monkeypatch):
     cpu = torch.device("cpu")
     for amx, avx512, dtype, why in (

@@ -179,6 +179,15 @@ def test_nothing_that_a_run_folder_names_is_run_or_written(home):
     assert "a \\| b \\| c \\|" in Path("out/RUNS.md").read_text()
 
 
+def test_a_folder_whose_name_is_not_utf8_does_not_end_the_report(home):
+    write_run(home / "out/caf\udce9", seed=1)
+    write_run(home / "out/good", seed=2, n_layer=2)
+    report.main([])
+    found = rows(Path("out/RUNS.md"))
+    assert list(found) == ["caf?", "good"]
+    assert "caf%E9" in found["caf?"]["run"]
+
+
 def test_kinds_of_race_have_panels_of_their_own(home):
     """Nobody can compare 20 minutes of a CPU with 3 minutes of a GPU."""
     for i, (device, seconds) in enumerate(

@@ -508,10 +508,6 @@ def test_the_three_commands_work_on_a_fresh_clone(tmp_path):
 
 def test_a_run_of_days_says_so_in_its_first_line(small, tmp_path, capsys, monkeypatch):
     def first_step_of_a_minute(self):
-        # The first call comes when compiling ends.
-        if not hasattr(self, "is_compiled"):
-            self.is_compiled = True
-            return
         self.elapsed = 60.0
         self.on_signal(signal.SIGTERM, None)
         self.interrupted = True

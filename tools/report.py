@@ -288,14 +288,15 @@ def mean(group, key):
 
 
 def cells(group, page):
-    """An experiment's row of the table, by column."""
+    """An experiment's row of the table, by column. The link leads to its first seed."""
     first = group[0]
+    is_finished = first.bpb is not None  # by_dataset: then all are
     place = os.path.relpath(first.folder, page.parent).replace(os.sep, "/")
     # brackets would end the text of the link
     label = clean(place).replace("[", "").replace("]", "")
     megabytes = mean(group, "n_bytes") / 1e6
     row = {
-        "run": f"[{label}]({urllib.parse.quote(place)})",
+        "run": f"[{label}]({urllib.parse.quote(os.fsencode(place))})",
         "config": f"`{first.config}`",
         # the shortest: some commands spell out defaults
         "what it changes": min((run.changes for run in group), key=len) or "-",
@@ -306,7 +307,7 @@ def cells(group, page):
         "val bpb": bpb_cell(group),
         "bytes read, epochs": f"{megabytes:,.1f} MB, {mean(group, 'epochs'):.2f}",
         "training": f"{mean(group, 'seconds'):,.0f} s",
-        "bytes/s": f"{mean(group, 'speed'):,.0f}" if first.bpb else "-",
+        "bytes/s": f"{mean(group, 'speed'):,.0f}" if is_finished else "-",
         "device": first.device,
     }
     for task, column in TASKS.items():
@@ -314,7 +315,7 @@ def cells(group, page):
     statuses = []
     for run in group:
         statuses.append(run.status if run.share == 1 else f"{run.status} at {run.share:.0%}")
-    row["status"] = ", ".join(dict.fromkeys(statuses))
+    row["status"] = ", ".join(dict.fromkeys(statuses))  # each status once, in order
     return row
 
 
@@ -410,7 +411,7 @@ def races(experiments):
     found = defaultdict(list)
     for group in experiments:
         first = group[0]
-        # these have tables of their own: many variants of one size
+        # EXPERIMENTS.md has separate tables for the runs in these folders, all of one size
         is_in_table = not first.is_mine and first.folder.parent.name in ("objectives", "repeat")
         if first.bpb is None or is_in_table:
             continue
@@ -511,13 +512,18 @@ def draw_race(left, right, rows):
 
 def progress_line(run):
     """How far a running run is, from its log."""
-    newest = {event["event"]: event["bpb"] for event in run.log if "bpb" in event}
+    newest = {}  # kind of event -> bpb
+    for event in run.log:
+        if "bpb" in event:
+            newest[event["event"]] = event["bpb"]
     bar = "#" * round(20 * run.share)
     step = run.log[-1]["step"]
     parts = [f"{run.folder} [{bar:<20}] {run.share:.0%}, step {step:,}"]
-    parts += [f"{event} {bpb:.3f} bpb" for event, bpb in newest.items()]
+    for kind, bpb in newest.items():
+        parts.append(f"{kind} {bpb:.3f} bpb")
     if run.share > 0:
-        parts.append(f"{duration(run.seconds / run.share * (1 - run.share))} left")
+        total = run.seconds / run.share
+        parts.append(f"{duration(total - run.seconds)} left")
     parts.append(f"last event {run.silent:.0f} s ago")
     return " | ".join(parts)
 

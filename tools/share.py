@@ -5,7 +5,7 @@
     python -m tools.share --model=out/demo --to=USER/NAME             # to the Hub
 
 Before the last one, run `hf auth login`. The folder gets model.safetensors (the weights),
-config.json, model.py (all the code that is needed to use them) and README.md, a model card with a
+config.json, model.py (all the code that a byte model needs) and README.md, a model card with a
 sample of the model's text. Beware: a model can recite text that it has read often.
 """
 
