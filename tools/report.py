@@ -23,8 +23,8 @@ import sys
 import time
 import urllib.parse
 from collections import defaultdict, namedtuple
-from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
@@ -69,50 +69,16 @@ TASKS = {task: label for task, (label, _) in BENCHMARKS.items()}
 # --- reading runs ---------------------------------------------------------------------------------
 
 
-@dataclass
-class Run:
-    """A run, as the table and the pictures show it."""
-
-    folder: Path
-    log: list  # the events in log.jsonl
-    knobs: dict  # its whole config
-    config: str  # name of its config file
-    dataset: str
-    seed: int
-    why: str  # first paragraph of the config file's docstring
-    changes: str  # the knobs in its command
-    device: str
-    parameters: int
-    tables: int  # parameters in n-gram tables
-    train: str  # sha256 of the text
-    val: tuple  # sha256 and size of the text
-    n_bytes: float  # bytes of text that it has read
-    epochs: float
-    seconds: float  # of training
-    share: float  # of its planned length
-    bpb: float | None  # on all of val; None before the end
-    speed: float  # bytes per second
-    tasks: dict  # benchmark -> (accuracy in %, items scored, items there are)
-    scored_best: bool  # the tasks were scored with best.pt
-    status: str
-    silent: float  # seconds since its last event
-
-    @property
-    def is_mine(self):
-        return self.folder.parts[0] == "out"
-
-    @property
-    def name(self):
-        return re.sub(r"[-_]seed\d+$", "", clean(self.folder.name))
-
-
 def clean(text):
     """Text from a run's files, on one line and without characters that UTF-8 cannot write."""
     return " ".join(str(text).encode(errors="replace").decode().split())
 
 
 def read_run(folder, now):
-    """A run's folder. Raises all kinds of errors if its files are not as train.py writes them."""
+    """What table and pictures need of a run.
+
+    Raises all kinds of errors if its files are not as train.py writes them.
+    """
     info = read_json(folder / "run.json")
     log = read_log(folder / "log.jsonl")
     if game_of(info):
@@ -128,30 +94,32 @@ def read_run(folder, now):
     else:
         share = last["elapsed"] / knobs["max_seconds"]
     tasks, scored_best = read_tasks(folder / "eval.json", last["step"])
-    run = Run(
+    run = SimpleNamespace(
         folder=folder,
-        log=log,
-        knobs=knobs,
-        config=clean(knobs["config"]),
+        name=re.sub(r"[-_]seed\d+$", "", clean(folder.name)),
+        is_mine=folder.parts[0] == "out",
+        log=log,  # the events in log.jsonl
+        knobs=knobs,  # the whole config
+        config=clean(knobs["config"]),  # the name of its file
         dataset=clean(knobs["dataset"]),
         seed=int(knobs["seed"]),
         why=clean(str(knobs["intuition"]).split("\n\n")[0]),
         changes=clean(changes_in(info["command"])),
         device=device_of(info),
         parameters=int(info["parameters"]["total"]),
-        tables=int(info["parameters"]["n-gram tables"]),
+        tables=int(info["parameters"]["n-gram tables"]),  # of these parameters
         train=text_hash(train),
         val=(text_hash(val), int(val["bytes"])),
-        n_bytes=epochs * train["bytes"],
+        n_bytes=epochs * train["bytes"],  # text read in training
         epochs=epochs,
-        seconds=last["elapsed"],
-        share=min(1.0, share),
-        bpb=float(verdict["val_bpb"]) if verdict else None,
+        seconds=last["elapsed"],  # of training
+        share=min(1.0, share),  # of the planned length
+        bpb=float(verdict["val_bpb"]) if verdict else None,  # of all of val; None: not finished
         speed=float(verdict.get("bytes_per_second", 0)),
-        tasks=tasks,
-        scored_best=scored_best,
+        tasks=tasks,  # benchmark -> (accuracy in %, items scored, items there are)
+        scored_best=scored_best,  # the tasks were scored with best.pt
         status=status_of(info, log, now),
-        silent=now - last["time"],
+        silent=now - last["time"],  # seconds since the last event
     )
     for key in ("parameters", "seconds", "epochs", "n_bytes", "share", "speed", "bpb"):
         value = getattr(run, key)
