@@ -302,11 +302,14 @@ def every_line(game, model, role):
 def scores(game, model, is_best, seed, n=1000):
     """How well the model plays, as a dict.
 
-    lost            share of lines that the greedy model loses, the mean of both roles
-    lost_first      the same for lines in which the model moves first, as the text "lost/all"
-    random_first    shares [won, drawn, lost] against random moves, exact
-    perfect_first   the same against perfect play, in n games
-    illegal         share of illegal moves in n games of the model against itself, at temperature 1
+    lost                    share of lines that the greedy model loses, the mean of both roles
+    lost_first              the same for lines in which the model moves first, as "lost/all"
+    random_first            shares [won, drawn, lost] against random moves, exact
+    random_sampled_first    the same in n games, the model's moves drawn at temperature 1
+    illegal_first           share of these games that end with an illegal move
+    perfect_first           shares against perfect play, in n games
+    perfect_sampled_first   the same, the model's moves drawn at temperature 1
+    illegal                 share of illegal moves in n games of the model against itself
 
     and the same for "second". A perfect player takes any of the best moves: is_best, bool (n_keys,
     moves).
@@ -326,10 +329,16 @@ def scores(game, model, is_best, seed, n=1000):
         found["lost"] += n_lost / n_lines / 2
         found[f"lost_{name}"] = f"{n_lost}/{n_lines}"
         found[f"random_{name}"] = shares
-        played = play(game, model, ply % 2 == role, perfect, u, greedy=True)
-        for_model = played.result if role == 0 else -played.result
-        shares = [(for_model == wanted).float().mean().item() for wanted in (1, 0, -1)]
-        found[f"perfect_{name}"] = shares
+        for key, opponent, greedy in (
+            (f"perfect_{name}", perfect, True),
+            (f"perfect_sampled_{name}", perfect, False),
+            (f"random_sampled_{name}", game.legal, False),
+        ):
+            played = play(game, model, ply % 2 == role, opponent, u, greedy)
+            for_model = played.result if role == 0 else -played.result
+            found[key] = [(for_model == wanted).float().mean().item() for wanted in (1, 0, -1)]
+        # `played` still holds the last of the three: the games against random moves
+        found[f"illegal_{name}"] = played.illegal.float().mean().item()
     return found
 
 
