@@ -222,7 +222,7 @@ def training_speed(model, cfg, options, symbols, bytes_per_symbol, machine):
         train_step(trained, optimizers, batch, micro_batch, machine.autocast, cfg.grad_clip)
         machine.synchronize()
 
-    step(micro_batch)  # warm-up: one pass compiles and allocates
+    step(micro_batch)  # warm-up: the first pass allocates
     n_steps = 0
     start = time.perf_counter()
     while n_steps == 0 or time.perf_counter() - start < options.seconds:
@@ -294,13 +294,12 @@ def timed_generation(model, texts, n_prompt, state, machine):
 def summarize_rounds(arm, first_rounds):
     """Add to `arm`, for each measured figure, its mean, spread and ratio to the first arm's."""
     for key, value in arm["rounds"][0].items():
-        if not isinstance(value, float):
+        if not isinstance(value, float):  # a fact, the same in every round
             arm[key] = value
             continue
         values = [found[key] for found in arm["rounds"]]
-        ratios = []
-        for value, first in zip(values, first_rounds, strict=True):
-            ratios.append(value / first[key])
+        first_values = [found[key] for found in first_rounds]
+        ratios = [value / first for value, first in zip(values, first_values, strict=True)]
         arm[key] = {
             "mean": statistics.fmean(values),
             "std": statistics.pstdev(values),
@@ -343,6 +342,7 @@ def print_table(lines):
 
 def run_eval(options):
     """Score a run's weights on its val and on benchmarks. Write eval.json and print it."""
+    # Scores should not depend on the machine.
     dtype = "float32" if options.dtype == "auto" else options.dtype
     machine = Machine(options.device, dtype)
     name = options.model or options.out_dir or newest_run()
@@ -354,18 +354,20 @@ def run_eval(options):
         )
     tasks = tasks_of(options)
     out = path.parent
-    if not path.exists():  # it is on the Hub
+    if not path.exists():  # USER/NAME on the Hub -> out/USER--NAME
         out = Path("out", str(path.parent).replace("/", "--"))
     out.mkdir(parents=True, exist_ok=True)
     result = earlier_result(out / "eval.json", path, checkpoint)
     print(f"{path}: step {checkpoint['step']}, {machine.device}", file=sys.stderr)
 
+    text_name = Path(options.text).name  # "" without --text
+    scored = []
     how = {"device": str(machine.device), "dtype": machine.dtype_name, "torch": torch.__version__}
     with machine.autocast:
         if options.text:
             data = Data.of_text(model.cfg, read_utf8(options.text, "text"))
             texts = result.setdefault("texts", {})
-            texts[Path(options.text).name] = bits_two_ways(model, data, options) | how
+            texts[text_name] = bits_two_ways(model, data, options) | how
         for task in tasks:
             try:
                 if task == "val":
@@ -373,6 +375,7 @@ def run_eval(options):
                 else:
                     items = items_of(task, options)
                     result["tasks"][task] = benchmark(model, task, items, options) | how
+                scored.append(task)
             except ValueError as e:
                 if options.tasks:
                     raise ValueError(f"{task}: {e}") from None
@@ -385,7 +388,7 @@ def run_eval(options):
     if options.json:
         print(json.dumps(result, indent=1))
     else:
-        print_scores(result, tasks, Path(options.text).name)
+        print_scores(result, scored, text_name)
         print(f"-> {out / 'eval.json'}")
 
 
@@ -479,7 +482,7 @@ def items_of(task, options):
     else:
         items = hub_items(task)
     if not items:
-        raise ValueError("expected at least 1 item, got 0: choose another --data")
+        raise ValueError("expected at least 1 item, got 0")
     return items
 
 
@@ -687,10 +690,11 @@ def summary(items, grades):
 # --- eval: printing -------------------------------------------------------------------------------
 
 
-def print_scores(result, tasks, text):
+def print_scores(result, scored, text):
+    """Print what this command has scored; `result` may hold more, from earlier ones."""
     lines = [["", "items", "acc", "acc_norm", "acc_bytes", "chance"]]
-    for task in tasks:
-        if task not in result["tasks"]:
+    for task in scored:
+        if task == "val":
             continue
         found = result["tasks"][task]
         n_items = f"{found['n']:,}"
@@ -702,7 +706,7 @@ def print_scores(result, tasks, text):
         print_table(lines)
     if text:
         print(bits_line(text, result["texts"][text]))
-    if "val" in tasks and "val" in result:
+    if "val" in scored:
         print(bits_line(f"val, {result['weights']} of step {result['step']}", result["val"]))
         other = result["val"].get("other")
         if other:

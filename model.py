@@ -451,9 +451,12 @@ class Past:
     """The newest inputs of Canon layers. Each layer takes its own, in the order they run."""
 
     def __init__(self, inputs, count=None):
-        """inputs: one (B, M, C) per layer. count (B,): new positions that are real; None: all."""
+        """inputs: one (B, M, C) per layer.
+
+        count (B,): how many of each row's new positions are real; padding follows. None: all.
+        """
         self.before = iter(inputs)
-        self.after = []
+        self.after = []  # the newest inputs of each layer, for the next state
         self.count = count
 
     def extend(self, x):

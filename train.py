@@ -586,7 +586,10 @@ def shaped_as_trained(cfg):
 
 
 def find_dataset(cfg, machine, log):
-    """If no dataset is named, use the newest for this tokenizer; if none exists, make stdlib."""
+    """If no dataset is named, use the newest for this tokenizer.
+
+    If there is none, make stdlib (of bytes, in one process); in any other case, ValueError.
+    """
     if cfg.dataset:
         return
     newest = newest_dataset(cfg)

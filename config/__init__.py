@@ -111,7 +111,7 @@ class Config(ModelConfig):
         self.out_dir = self.out_dir or f"out/{self.config or 'run'}"
         has_steps = self.max_steps > 0
         has_seconds = self.max_seconds > 0
-        if has_steps == has_seconds:
+        if has_steps == has_seconds:  # both or neither
             raise ValueError(
                 f"max_steps={self.max_steps}, max_seconds={self.max_seconds}: one of them must be "
                 "above 0, the other 0"
@@ -121,7 +121,7 @@ class Config(ModelConfig):
             if field.type in (int, float):
                 limits[field.name] = LIMITS.get(field.name, (0, math.inf))
         check_limits(self, limits)
-        if self.dropout == 1:
+        if self.dropout == 1:  # it divides by 1 - dropout
             raise ValueError("dropout=1.0 must be below 1")
         # a game's rows are games, which may be shorter
         if self.batch_bytes < self.block_size and self.objective != "game":
@@ -294,7 +294,7 @@ def find_file(path):
     """The config file of this name. config/NAME.py may also be in config/races."""
     path = Path(path)
     places = [path, ROOT / path]
-    if path.parent.name == "config":
+    if path.parent in (Path("config"), ROOT / "config"):
         places.append(ROOT / "config" / "races" / path.name)
     for place in places:
         if place.is_file():
@@ -302,7 +302,8 @@ def find_file(path):
     known = []
     for folder in ("config", "config/races"):
         known += [f"{folder}/{file.name}" for file in sorted((ROOT / folder).glob("[a-z]*.py"))]
-    raise ValueError(f"no config file {path}{did_you_mean(path, known) or f': there are {known}'}")
+    advice = did_you_mean(path, known) or f": there are {known}"
+    raise ValueError(f"no config file {path}{advice}")
 
 
 def load_file(cls, path):
@@ -431,8 +432,8 @@ def knob_comments(cls):
     """{field: [the heading above it, or "", and the lines of its comment]}, from the source.
 
     A heading is a line like `# --- machine ---`. A comment follows its field on the same line.
-    Lines between two fields belong to the second one if it has no comment on its line; otherwise
-    they continue the first one's.
+    Comment lines between two fields belong to the second if it has no comment on its own line;
+    otherwise they continue the comment of the first.
     """
     found = {}
     for base in reversed(cls.__mro__[:-1]):

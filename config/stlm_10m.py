@@ -1,4 +1,4 @@
-"""10M parameters, pooled at spaces: nanoGPT's size on Shakespeare, at several times its speed.
+"""10M parameters, pooled at spaces: as large as nanoGPT's Shakespeare model, several times as fast.
 
 The trunk (4 layers, 320 wide) runs once per word-like patch, about every sixth byte; three local
 layers, 416 wide, run at every byte. Six n-gram matches tell each byte which byte followed the
@@ -6,10 +6,10 @@ n-gram's last occurrence. A table of hashed n-grams stores vectors for short byt
 almost no compute.
 
 If text is read many times (a GPU reads 78 MB ten times in minutes), a large table memorises it. So
-this table has only 1M parameters, and a third of the trunk's earlier parameters moved to the local
-layers. In a small trial, with text read eight times, that helped more than anything else
-(EXPERIMENTS.md). Weight decay and dropout are for such text, too. For text that is read once, use
---dropout=0 --weight_decay=0 and, on a CPU, a larger table.
+this table has only 1.2M parameters, and a third of the parameters that the trunk used to have are
+now in the local layers. In a small trial, with text read eight times, that helped more than
+anything else (EXPERIMENTS.md). Weight decay and dropout are for such text, too. For text that is
+read once, use --dropout=0 --weight_decay=0 and, on a CPU, a larger table.
 """
 
 max_steps = 20000

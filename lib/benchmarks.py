@@ -114,7 +114,7 @@ def check_item(item):
             raise ValueError(f"expected text, got {text!r}")
         text.encode()  # raises for half of a surrogate pair
     if not all(choices) or ("context_options" in item and not other):
-        raise ValueError("expected text, got an empty choice or continuation")
+        raise ValueError("expected text, got an empty choice, context option or continuation")
     answer = item["answer"]
     if type(answer) is not int or not 0 <= answer < len(choices):
         raise ValueError(f"expected answer from 0 to {len(choices) - 1}, got {answer!r}")

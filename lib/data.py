@@ -24,8 +24,8 @@ from model import EOT, GPT2_VOCAB
 def gpt2(vocab_size=GPT2_VOCAB):
     """tiktoken's gpt2 encoding, cut to `vocab_size` tokens: the first ones, with EOT as the last.
 
-    tiktoken takes its two files from TIKTOKEN_CACHE_DIR or the network. Tokens are numbered in the
-    order in which BPE merged them, so BPE with fewer merges would have produced the first ones.
+    tiktoken takes its two files from TIKTOKEN_CACHE_DIR or the network. A cut vocabulary is a
+    proper one: tokens are numbered in merge order, so the first n are those of fewer merges.
     """
     import tiktoken
 

@@ -82,7 +82,7 @@ def read_utf8(path, knob):
 def read_log(path):
     """The events of a run's log.jsonl.
 
-    Lines that do not parse (a killed run leaves a partial one) are reported and skipped.
+    Lines that are not events (a killed run leaves half of one) are reported and skipped.
     """
     events = []
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -94,8 +94,9 @@ def read_log(path):
                 event[key] = float(event[key])
             if "bpb" in event:
                 event["bpb"] = float(event["bpb"])
-            if isinstance(event["event"], str):
-                events.append(event)
+            if not isinstance(event["event"], str):
+                raise TypeError("expected the event's name")
+            events.append(event)
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
             print(f"{path}, line {number} is not an event: skipped", file=sys.stderr)
     return events

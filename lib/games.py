@@ -97,6 +97,7 @@ class TicTacToe(Game):
         return ((board + 1) * 3 ** torch.arange(9, device=board.device)).sum(dim=1)
 
     def show(self, board):
+        """board (9,)"""
         own = chr(self.mark(board[None]).item())
         other = "O" if own == "X" else "X"
         text = ""
@@ -144,6 +145,7 @@ class Nim(Game):
         return board[:, 0]
 
     def show(self, board):
+        """board (1,)"""
         return f"{board.item()} left"
 
 
@@ -181,17 +183,19 @@ def best_moves(game):
 
 
 def uniform(seed, n, columns, device):
-    """(n, columns) numbers from 0 to 1. A row's numbers do not depend on n."""
+    """(n, columns) numbers from 0 to below 1. A row's numbers do not depend on n."""
     generator = torch.Generator().manual_seed(seed % 2**63)
     return torch.rand(n, columns, generator=generator).to(device)
 
 
 def choose(weights, u):
-    """Choose a column of each row: weights (n, m), random numbers u (n,) from 0 to 1 -> (n,)."""
+    """Choose a column of each row: weights (n, m), random numbers u (n,) below 1 -> (n,)."""
     sums = weights.float().cumsum(dim=1)
-    # The last column with any weight reaches exactly 1, which is above every u. A row without any
-    # weight (a game that is over) gives NaN, which is not <= u, and so column 0.
-    return (sums / sums[:, -1:] <= u[:, None]).sum(dim=1)
+    # The first column whose cumulative share exceeds u: count those that do not. The last column
+    # with any weight has exactly 1. A row without any weight (a game that is over) has NaN, which
+    # is not <= u, and so gets column 0.
+    shares = sums / sums[:, -1:]
+    return (shares <= u[:, None]).sum(dim=1)
 
 
 @torch.no_grad()
@@ -311,8 +315,8 @@ def scores(game, model, is_best, seed, n=1000):
     perfect_sampled_first   the same, the model's moves drawn at temperature 1
     illegal                 share of illegal moves in n games of the model against itself
 
-    and the same for "second". A perfect player takes any of the best moves: is_best, bool (n_keys,
-    moves).
+    and the same for "second". A perfect player takes any of the best moves, which is_best marks,
+    bool (n_keys, moves).
     """
     model = model.eval()
     ply = torch.arange(game.n_plies, device=game.device).expand(n, -1)

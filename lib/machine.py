@@ -73,30 +73,22 @@ class Machine:
         return most
 
     def mfu(self, flops_per_second):
-        """These FLOP/s as a share of the peak of all devices, or None if the peak is unknown."""
-        peak = self.peak_flops()
-        if peak is None:
+        """These FLOP/s as a share of the peak of all devices; None if no peak is known."""
+        # The peaks are those of bfloat16.
+        if self.dtype != torch.bfloat16 or self.name not in PEAKS:
             return None
-        return flops_per_second / peak / self.world
-
-    def peak_flops(self):
-        """The device's dense bfloat16 FLOP/s, or None."""
-        if self.dtype != torch.bfloat16:
-            return None
-        for name, peak in PEAKS.items():
-            if name in self.name:
-                return peak
-        return None
+        return flops_per_second / PEAKS[self.name] / self.world
 
 
-# Dense bfloat16 FLOP/s from the makers' data sheets.
+# Dense bfloat16 FLOP/s from the makers' data sheets, by the name that torch gives the device.
 PEAKS = {
-    "H200": 989e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "4090": 165e12,
-    "3090": 71e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA A100-SXM4-40GB": 312e12,
+    "NVIDIA L40S": 362e12,
+    "NVIDIA GeForce RTX 4090": 165e12,
+    "NVIDIA GeForce RTX 3090": 71e12,
 }
 
 
@@ -181,7 +173,7 @@ def parameter_table(model):
 
 
 def flops_per_symbol(model):
-    """FLOPs of training on one byte (gpt2: token).
+    """FLOPs of training on one byte (gpt2: token), if all slots for patches are filled.
 
     6 for each use of a weight (2 forward, 4 backward), plus the products of the attention.
     """
@@ -190,17 +182,18 @@ def flops_per_symbol(model):
 
     # the trunk, per patch; a shared feed-forward counts in every block
     weights = sum(p.numel() for block in model.blocks for p in block.parameters())
-    # scores and sums cost 12 C P in training, halved by causality: 6 C P
+    # scores and sums: 12 C P in training, halved by causality. The factor 6 comes below.
     attention = cfg.n_layer * cfg.n_embd * cfg.n_patches
     per_patch = cfg.n_loop * (weights + attention)
+    patches_per_byte = cfg.n_patches / cfg.block_size
 
     # the rest, per byte
     per_byte = table["embeddings"] + table["local encoder"] + table["local decoder"]
     if cfg.n_grams > 0:
         per_byte += model.from_grams.weight.numel()
-
-    if not model.pooled:
-        return 6 * (per_byte + per_patch)
-    to_and_from = model.pool.weight.numel() + model.unpool.weight.numel()
-    patches_per_byte = cfg.n_patches / cfg.block_size
-    return 6 * (per_byte - to_and_from + patches_per_byte * (per_patch + to_and_from))
+    if model.pooled:
+        # the table counts these as local, but they run per patch
+        to_and_from = model.pool.weight.numel() + model.unpool.weight.numel()
+        per_byte -= to_and_from
+        per_patch += to_and_from
+    return 6 * (per_byte + patches_per_byte * per_patch)

@@ -427,7 +427,7 @@ def spin_loss(new, old, beta):
 
 
 def variety(text, n=6):
-    """Two shares of the n-grams in texts (B, T): distinct in all texts; repeated within a text."""
+    """Of all n-grams in texts (B, T), the share of distinct ones and of repeats within a text."""
     powers = 256 ** torch.arange(n, device=text.device)
     keys = (text.unfold(1, n, 1) * powers).sum(dim=2).sort(dim=1).values
     repeated = (keys[:, 1:] == keys[:, :-1]).float().mean().item()

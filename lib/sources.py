@@ -87,17 +87,22 @@ class Source:
         if Path(word).exists():  # a name may have * or [ in it
             paths = [Path(word)]
         is_hub_name = re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?", word) is not None
+        # OWNER/NAME.txt is a misspelt path
+        looks_like_file = suffix_of(Path(word)) in (".txt", ".md", ".py", ".zip", *ROWS)
+        # "stdlib" wins over files; these over other presets
         if word == "stdlib":
             self.add_stdlib()
         elif Path(word).is_file():
-            self.files = paths
+            self.files = [Path(word)]
         elif paths:
             self.add_found(paths)
         elif word in PRESETS:
-            self.remote, self.configuration, self.column, _ = PRESETS[word]
+            self.remote, self.configuration, column, _ = PRESETS[word]
+            if "text_column" not in cfg.explicit:
+                self.column = column
         elif word.startswith(("http://", "https://")):
             self.remote = word
-        elif is_hub_name and Path(word).suffix not in (".txt", ".md", *ROWS):
+        elif is_hub_name and not looks_like_file:
             self.remote, _, self.configuration = word.partition(":")
         else:
             raise ValueError(

@@ -424,6 +424,15 @@ def test_without_the_hub_what_can_be_scored_is_scored(at_home, capsys, monkeypat
     with pytest.raises(ValueError, match="blimp: cannot load it from the Hub"):
         bench.main(["eval", "--tasks=blimp"])
 
+    # The figures of an earlier command stay in eval.json, but are not printed as if they were new.
+    path = Path("out/run/eval.json")
+    result = json.loads(path.read_text())
+    old = {"n": 1, "of": 1, "acc": 0.5, "acc_stderr": None, "chance": 0.5}
+    path.write_text(json.dumps(result | {"tasks": {"blimp": old}}))
+    done = call(capsys, "eval")
+    assert "50.0%" not in done.out
+    assert json.loads(path.read_text())["tasks"]["blimp"] == old
+
     # A message names a benchmark's mistake, and the others still run.
     def mistaken():
         yield {}["sol1"]

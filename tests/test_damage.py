@@ -289,12 +289,14 @@ def test_lines_that_are_no_event_are_named_and_left_out(run_folder, capsys):
         lines[1][:9] + lines[2],
         b"[]",
         b'{"event": 3, "step": 1}',
+        b'{"event": 3, "step": 1, "elapsed": 1, "time": 1}',
     ]
     path.write_bytes(b"\n".join([*lines[:2], *bad, *lines[2:], b'{"event": "tra']))
     assert len(read_log(path)) == len(lines)
     said = capsys.readouterr().err
     assert all(
-        f"log.jsonl, line {n} is not an event" in said for n in (3, 4, 5, 6, 7, 8, len(lines) + 7)
+        f"log.jsonl, line {n} is not an event" in said
+        for n in (3, 4, 5, 6, 7, 8, 9, len(lines) + 8)
     )
     train.main([f"--out_dir={run_folder}", "--resume", "--max_steps=7"])
     assert [e["event"] for e in read_log(path)].count("end") == 1

@@ -589,6 +589,8 @@ def test_a_url_is_read_whole_or_not_at_all(tmp_path, capsys):
 BAD = {
     "absent.txt": (None, ["absent.txt", "stdlib", "tinystories"]),
     "no/such.jsonl": (None, ["no/such.jsonl"]),
+    "no/such.txt.gz": (None, ["no such file or preset: no/such.txt.gz"]),
+    "no/such.py": (None, ["no such file or preset: no/such.py"]),
     "shakespear": (None, ["shakespear", "presets: stdlib, shakespeare"]),
     "empty.txt": (b"", ["no text", "empty.txt"]),
     "blank.jsonl": (b'{"text": ""}\n' * 30, ["no text", "blank.jsonl"]),

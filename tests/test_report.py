@@ -179,6 +179,14 @@ def test_nothing_that_a_run_folder_names_is_run_or_written(home):
     assert "a \\| b \\| c \\|" in Path("out/RUNS.md").read_text()
 
 
+def test_only_a_copy_of_a_published_run_is_no_run_of_ones_own(home):
+    write_run(home / "results/published", seed=1)
+    copy = write_run(home / "out/copy", seed=1)
+    (copy / "log.jsonl").write_text((home / "results/published/log.jsonl").read_text())
+    with pytest.raises(ValueError, match=r"copies of published ones do not count"):
+        report.main([])
+
+
 def test_a_folder_whose_name_is_not_utf8_does_not_end_the_report(home):
     write_run(home / "out/caf\udce9", seed=1)
     write_run(home / "out/good", seed=2, n_layer=2)
@@ -228,7 +236,7 @@ def test_a_picture_has_a_line_for_each_experiment_the_best_on_top():
 
 
 def test_what_is_running_is_told_from_its_heartbeat(home, capsys):
-    with pytest.raises(ValueError, match=r"no runs in out/ yet: .python train.py"):
+    with pytest.raises(ValueError, match=r"no runs in out/ yet .*: .python train.py"):
         report.main([])
     with pytest.raises(ValueError, match=r"unexpected argument '--puplish'"):
         report.main(["--puplish"])

@@ -33,7 +33,7 @@ class Harness(LM):
         self.generator = torch.Generator().manual_seed(seed)
 
     def loglikelihood(self, requests):
-        """For each request (log p of the continuation in nats, would greedy decoding write it?)."""
+        """For each request, (log p of the continuation in nats, does greedy decoding write it)."""
         # Group the choices of a question, so that their common context is read once.
         numbers = {}
         for i, request in enumerate(requests):
@@ -50,7 +50,7 @@ class Harness(LM):
         return results
 
     def loglikelihood_rolling(self, requests):
-        """For each request log p of a whole text in nats, in consecutive windows of the context."""
+        """For each request, log p of a whole text in nats, in windows as long as the context."""
         results = []
         for request in tqdm(requests, disable=None):
             (text,) = request.args
@@ -60,7 +60,7 @@ class Harness(LM):
         return results
 
     def generate_until(self, requests):
-        """For each request the text up to its first stop string."""
+        """For each request, the text up to its first stop string."""
         return [self.generate(*request.args) for request in tqdm(requests, disable=None)]
 
     def generate(self, context, options):

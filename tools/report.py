@@ -173,7 +173,7 @@ def read_tasks(path, last_step):
 
 
 def changes_in(command):
-    """The knobs in a command that make it another experiment, as text."""
+    """The knobs in a command that set its experiment apart from the config file's, as text."""
     words = shlex.split(command.replace("'", "").replace('"', ""))[1:]
     found = []
     for i, word in enumerate(words):
@@ -509,7 +509,10 @@ def main(argv=None):
     runs = read_runs(publish)
     shown = runs if publish else [run for run in runs if run.is_mine]
     if not shown:
-        raise ValueError(f"no runs in {folder}/ yet: `python train.py` makes the first one in out/")
+        raise ValueError(
+            f"no runs in {folder}/ yet (copies of published ones do not count): `python train.py` "
+            "makes the first one in out/"
+        )
 
     # Keep only runs on a val text that one of the shown runs has, too.
     vals = {run.val for run in shown}
