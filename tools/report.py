@@ -519,7 +519,7 @@ def main(argv=None):
     datasets = by_dataset([run for run in runs if run.val in vals])
     write_page(runs, datasets, folder / "RUNS.md")
     written = [str(path) for path in (folder / "RUNS.md", *draw(datasets, folder))]
-    print(f"{len(shown)} run(s) -> {', '.join(written)}")
+    print(f"runs: {len(shown)} -> {', '.join(written)}")
     alive = [progress_line(run) for run in shown if run.status == "running"]
     print("\n".join(alive) or "nothing is running now")
 

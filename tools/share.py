@@ -141,8 +141,7 @@ tags: [stlm, byte-level]
 # {name}
 
 A super tiny language model: {parameters:,} parameters, {tables:,} of them in a table of n-grams,
-{megabytes:.2f} MB ({bits} bits per weight). It reads {symbols}; in training its context was
-{context:,} of them.
+{megabytes:.2f} MB ({bits} bits per weight). It reads {symbols}, in training {context:,} at a time.
 
 {python}In a clone of stlm, `python sample.py --model={to}` writes text, and
 `python bench.py eval --model={to}` scores the model.
