@@ -140,7 +140,7 @@ def train(cfg, argv):
     if step == 0:
         clock.compile_seconds = clock.elapsed
 
-    info = describe(cfg, argv, machine, model, source, is_compiled)
+    info = run_info(cfg, argv, machine, model, source, is_compiled)
     announce(info, cfg, source, model, step, log)
     # A resumed run repeats an evaluation that was due at the step it continues from.
     is_over = clock.is_over(step)
@@ -663,7 +663,7 @@ def load_optimizers(optimizers, states):
             group["peak_lr"] = rate
 
 
-def describe(cfg, argv, machine, model, source, is_compiled):
+def run_info(cfg, argv, machine, model, source, is_compiled):
     """The entries of run.json that do not change during the run."""
     return {
         "command": shlex.join(["train.py", *argv]),

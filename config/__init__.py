@@ -398,7 +398,7 @@ def parse(cls, argv, usage, default_file=None, either=()):
         print(usage.strip() + "\n")
         if default_file:
             print(f"The values are those of {file} and of this command line.\n")
-        print(describe(cls, values))
+        print(list_knobs(cls, values))
         sys.exit(0)
     cfg = build(cls, values, where)
     cfg.from_command_line = set(given)
@@ -406,7 +406,7 @@ def parse(cls, argv, usage, default_file=None, either=()):
     return cfg, words
 
 
-def describe(cls, values):
+def list_knobs(cls, values):
     """The fields of a dataclass as text: each with its value, its comment and its choices."""
     lines = []
     comments = knob_comments(cls)

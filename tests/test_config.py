@@ -6,7 +6,7 @@ from typing import Literal
 
 import pytest
 
-from config import describe, knob_comments, parse
+from config import knob_comments, list_knobs, parse
 from sample import SampleConfig
 from train import Config
 
@@ -113,7 +113,7 @@ def test_help_lists_every_knob_and_fits_two_screens(capsys):
         read("--help")
     text = capsys.readouterr().out
     assert e.value.code == 0 and len(text.splitlines()) < 120
-    knobs = set(re.findall(r"--(\w+)=", describe(Config, {})))
+    knobs = set(re.findall(r"--(\w+)=", list_knobs(Config, {})))
     assert knobs == set(Config.__dataclass_fields__) - {"config", "intuition"}
 
 
@@ -138,7 +138,7 @@ def test_help_is_made_from_the_fields_wherever_their_comments_stand():
         "d": ["", "continues nothing"],
         "e": ["", "on a line of its own"],
     }
-    assert describe(Knobs, {"a": 7}).splitlines() == [
+    assert list_knobs(Knobs, {"a": 7}).splitlines() == [
         "sizes",
         "  --a=7                      of the first kind, which runs over two lines",
         '  --b=#                      with a sign in it: "#"',
