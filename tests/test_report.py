@@ -93,7 +93,10 @@ def test_published_runs_are_grouped_by_seed_with_what_they_change(home, capsys):
 def test_a_readers_run_and_a_published_one_are_never_averaged_nor_two_runs_of_one_seed(home):
     for i, (seed, bpb) in enumerate(((1, 1.5), (2, 1.7))):
         write_run(home / f"results/d-seed{i}", seed=seed, bpb=bpb)
-    write_run(home / "results/elsewhere", seed=1, bpb=1.0, val="another")
+    path = write_run(home / "results/elsewhere", seed=1, bpb=1.0, val="another") / "run.json"
+    info = json.loads(path.read_text())
+    info["config"]["config"] = "gpt2_124m"
+    path.write_text(json.dumps(info))
     for name, seed, bpb in (("first", 1, 1.2), ("again", 1, 1.9), ("other", 2, 1.4)):
         write_run(
             home / "out" / name,
@@ -114,6 +117,8 @@ def test_a_readers_run_and_a_published_one_are_never_averaged_nor_two_runs_of_on
         "../results/d-seed0": ("1, 2", "1.600 (1.500 to 1.700)"),
     }
     assert sorted(p.name for p in Path("out").glob("*.*")) == ["RUNS.md", "bpb_d.png"]
+    # A config that only ran on another text has no row here.
+    assert "`config/gpt2_124m.py`" in Path("out/RUNS.md").read_text()
     assert not Path("results/RUNS.md").exists()
 
 

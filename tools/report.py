@@ -516,7 +516,8 @@ def main(argv=None):
 
     # Keep only runs on a val text that one of the shown runs has, too.
     vals = {run.val for run in shown}
-    datasets = by_dataset([run for run in runs if run.val in vals])
+    runs = [run for run in runs if run.val in vals]
+    datasets = by_dataset(runs)
     write_page(runs, datasets, folder / "RUNS.md")
     written = [str(path) for path in (folder / "RUNS.md", *draw(datasets, folder))]
     print(f"runs: {len(shown)} -> {', '.join(written)}")
