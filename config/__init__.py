@@ -22,6 +22,7 @@ import math
 import re
 import runpy
 import sys
+import textwrap
 import types
 import typing
 from dataclasses import dataclass
@@ -424,7 +425,7 @@ def list_knobs(cls, values):
         choices = [choice for choice in typing.get_args(field.type) if choice]
         if choices:
             line += f" ({', '.join(choices)})"
-        lines.append(line)
+        lines.append(textwrap.fill(line, 100, subsequent_indent=" " * 29, break_on_hyphens=False))
     return "\n".join(lines)
 
 
