@@ -33,27 +33,22 @@ def make_objective(model, cfg):
     """The module to train for `cfg`, on the model's device."""
     if cfg.teacher and cfg.objective != "distill":
         raise ValueError(f"teacher={cfg.teacher} only works with --objective=distill")
-    # An objective that its own knob switches off is next_byte, the model itself.
-    objective = model
-    if cfg.objective == "multi_byte":
-        if cfg.n_future > 1:
-            objective = MultiByte(model, cfg)
-    elif cfg.objective == "masked":
-        if cfg.mask_share > 0:
-            objective = Masked(model, cfg)
-    elif cfg.objective == "next_patch":
-        if cfg.patch_weight > 0:
-            objective = NextPatch(model, cfg)
-    elif cfg.objective == "distill":
-        if cfg.teacher_share > 0:
-            objective = Distill(model, cfg)
-    elif cfg.objective == "game":
-        objective = PlayGame(model, cfg)
-    elif cfg.objective == "spin":
-        objective = Spin(model, cfg)
-    elif cfg.objective != "next_byte":
+    # (module, is it on?) An objective that its own knob switches off is next_byte.
+    objectives = {
+        "next_byte": (None, False),
+        "multi_byte": (MultiByte, cfg.n_future > 1),
+        "masked": (Masked, cfg.mask_share > 0),
+        "next_patch": (NextPatch, cfg.patch_weight > 0),
+        "distill": (Distill, cfg.teacher_share > 0),
+        "game": (PlayGame, True),
+        "spin": (Spin, True),
+    }
+    if cfg.objective not in objectives:
         raise ValueError(f"make_objective has no objective={cfg.objective!r}: add it")
-    return objective.to(model.embed.weight.device)
+    module, is_on = objectives[cfg.objective]
+    if not is_on:
+        return model
+    return module(model, cfg).to(model.embed.weight.device)
 
 
 class MultiByte(nn.Module):
