@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import errno
 import json
+import math
 import os
 import pickle
 import re
@@ -58,8 +59,58 @@ def write_json(path, value):
     write_atomically(path, lambda file: file.write(json.dumps(value, indent=1).encode()))
 
 
-def read_json(path):
-    return json.loads(path.read_text(encoding="utf-8"))
+def read_json(path, shape=None):
+    """The object in a JSON file, which anybody may have written, as a dict.
+
+    Entries that do not have the `shape` (see `fitting`) are left out, and a line says so.
+    ValueError, with the file's name, if there is no JSON object at all.
+    """
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as e:
+        raise ValueError(f"{path} cannot be read: {e.strerror}") from None
+    except (ValueError, RecursionError) as e:
+        raise ValueError(f"{path}: expected JSON, got {first_line(e)}; delete the file") from None
+    if not isinstance(found, dict):
+        kind = type(found).__name__
+        raise ValueError(f"{path}: expected a JSON object, got a {kind}; delete the file")
+    if shape is None:
+        return found
+    return fitting(found, shape, path)
+
+
+def fitting(value, shape, where=None):
+    """The part of a JSON value that has a shape; None if no part has.
+
+    shape: a type (float: any finite number; object: anything); a list with the shape of its items;
+        or {key: shape}, in which the key "*" stands for all others. No key is required.
+    where: where the value is from, to print what is left out; None: print nothing
+    """
+    if isinstance(shape, dict) and isinstance(value, dict):
+        parts = {}
+        for key, part in value.items():
+            expected = shape.get(key, shape.get("*"))
+            if expected is not None:
+                place = f"{where}: {key}" if where else None
+                parts[key] = fitting(part, expected, place)
+        return {key: part for key, part in parts.items() if part is not None}
+    if isinstance(shape, list) and isinstance(value, list):
+        parts = [fitting(part, shape[0], where) for part in value]
+        return [part for part in parts if part is not None]
+    if shape is object:
+        return value
+    if shape is float:
+        # not bool, which is an int; not nan or inf, which json.loads accepts
+        fits = type(value) in (int, float) and math.isfinite(value)
+    else:
+        fits = type(value) is shape
+    if fits:
+        return value
+    if where and value is not None:
+        expected = type(shape).__name__ if isinstance(shape, (dict, list)) else shape.__name__
+        found = first_line(ValueError(repr(value)))[:60]
+        print(f"{where}: expected {expected}, got {found}: left out", file=sys.stderr)
+    return None
 
 
 def read_utf8(path, knob):
@@ -266,6 +317,28 @@ def first_line(e):
         e = e.__cause__ or e.__context__
     lines = str(e).strip().splitlines()
     return lines[0] if lines else type(e).__name__
+
+
+def markdown_text(text):
+    """Text that anybody may have written, on one line, as Markdown that shows it and does no more.
+
+    It makes no HTML, link, image, code or table of it.
+    """
+    text = " ".join(str(text).encode(errors="replace").decode().split())
+    text = re.sub(r"[\\`*\[\]|!#]", r"\\\g<0>", text)
+    text = text.replace("&", "&amp;").replace("<", "&lt;")
+    # GitHub makes links of these by itself.
+    text = re.sub(r"(?i)\b(https?|ftp):", r"\1&#58;", text)
+    return re.sub(r"(?i)\bwww\.", "www&#46;", text)
+
+
+@contextlib.contextmanager
+def extra(what):
+    """Something that a command can do without: if it fails, a line on stderr says so."""
+    try:
+        yield
+    except Exception as e:
+        print(f"{what}: {first_line(e)}", file=sys.stderr)
 
 
 def duration(seconds):

@@ -1,5 +1,8 @@
 """Devices, number formats, and saving files."""
 
+import json
+import math
+
 import pytest
 import torch
 
@@ -103,3 +106,45 @@ def test_a_fault_of_ours_keeps_its_traceback():
 
     with pytest.raises(RuntimeError, match="a bug"):
         files.run_command(main)
+
+
+def test_json_that_anybody_wrote_is_read_as_far_as_it_fits(tmp_path, capsys):
+    path = tmp_path / "eval.json"
+    shape = {"step": int, "tasks": {"*": {"acc": float}}, "sources": [str], "more": object}
+    good = {"step": 3, "tasks": {"blimp": {"acc": 1}}, "sources": ["a"], "more": [None]}
+    path.write_text(json.dumps(good | {"another": 1}))
+    assert files.read_json(path, shape) == good
+    assert capsys.readouterr().err == ""
+
+    wrong = {"step": True, "tasks": {"blimp": {"acc": math.nan}, "x": 5}, "sources": ["a", 7]}
+    path.write_text(json.dumps(wrong))
+    assert files.read_json(path, shape) == {"tasks": {"blimp": {}}, "sources": ["a"]}
+    said = capsys.readouterr().err
+    assert said.count("\n") == said.count("left out") == said.count(str(path)) == 4
+    assert "step: expected int, got True" in said
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"3", b"{", b"\xff", b"[" * 10**5, None])
+def test_no_json_object_is_one_line_with_the_files_name(content, tmp_path):
+    path = tmp_path / "run.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"run\.json") as e:
+        files.read_json(path)
+    assert "\n" not in str(e.value)
+
+
+def test_foreign_text_in_markdown_is_text():
+    text = "a <img src=x>\n[l](http://e.com) `c` ![i](x) | www.x.y\n\n# h\n```"
+    shown = files.markdown_text(text)
+    assert "\n" not in shown and "<" not in shown and "http:" not in shown and "www." not in shown
+    shown = shown.replace("&#58;", ":").replace("&#46;", ".")
+    for character in "[]|!`#":
+        assert shown.count(character) == shown.count(f"\\{character}") > 0
+    assert files.markdown_text("a plain text, 3.5 of it") == "a plain text, 3.5 of it"
+
+
+def test_an_extra_that_fails_is_one_line(capsys):
+    with files.extra("loss.png was not drawn"):
+        raise ZeroDivisionError("division by zero\nin two lines")
+    assert capsys.readouterr().err == "loss.png was not drawn: division by zero\n"
