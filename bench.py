@@ -43,9 +43,9 @@ from tqdm import tqdm
 
 from config import ROOT, SEED, Config, build, check_limits, load_file, parse
 from lib.benchmarks import BENCHMARKS, local_items
+from lib.commit import commit
 from lib.data import Data, bits_per_byte, continuation_start, encode, symbols_at_once
 from lib.files import (
-    commit,
     first_line,
     game_of,
     load_model,

@@ -365,7 +365,7 @@ def new_folder(out):
         shutil.rmtree(old, ignore_errors=True)
 
     in_use = f"another process is preparing {out}: wait until it ends"
-    with lock(out.with_name(f".{out.name}.lock"), in_use):
+    with lock(out, in_use):
         # `kill` cleans up, like Ctrl-C
         handler = signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:

@@ -25,6 +25,7 @@ best weights play).
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import math
 import os
 import platform
@@ -37,15 +38,17 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from config import Config, build, parse
+from config import ROOT, Config, build, parse
 from lib import files
+from lib.commit import code_changes, commit
 from lib.data import Data, bits_per_byte, newest_dataset
 from lib.files import duration, load_checkpoint
 from lib.machine import Machine, flops_per_symbol, parameter_table
 from lib.objectives import make_objective
-from lib.optim import active_optimizers, make_optimizers
+from lib.optim import active_optimizers, load_optimizers, make_optimizers
 from lib.run import RUN_FILES, Clock, Log, draw_losses
 from lib.selfplay import GameSource, SpinSource
+from lib.threads import Threads
 from model import STLM, ModelConfig, fitting_weights
 
 LENGTH_KNOBS = {"max_steps", "max_seconds"}
@@ -66,6 +69,8 @@ CHANGE_ON_RESUME = {
 }
 # Knobs of this process: a resumed run takes them from the command, not from the checkpoint.
 PROCESS_KNOBS = {"out_dir", "resume", "overwrite", "wandb"}
+# Knobs in which the processes of a run may differ.
+MAY_DIFFER = {"data_dir", "out_dir", "device", "compile", "micro_batch", "wandb"}
 # Knobs that must be equal for weights to fit the model.
 SHAPE_KNOBS = {field.name for field in dataclasses.fields(ModelConfig)}
 SHAPE_KNOBS -= {"block_size", "max_patches"}
@@ -82,10 +87,9 @@ def main(argv=None):
     # Two runs in one folder would destroy each other. Each process of a run holds its own lock.
     out = Path(cfg.out_dir)
     rank = os.environ.get("RANK", "0")
-    name = f".{out.name}.lock" if rank == "0" else f".{out.name}.lock{rank}"
     in_use = f"{out} is in use by another run: wait until it has ended, or give another --out_dir"
     try:
-        with files.lock(out.with_name(name), in_use):
+        with files.lock(out, in_use, suffix="" if rank == "0" else rank):
             return train(cfg, argv)
     finally:
         if dist.is_initialized():
@@ -94,6 +98,7 @@ def main(argv=None):
 
 def train(cfg, argv):
     out = Path(cfg.out_dir)
+    config_file = cfg.file
     last_path = out / "last.pt"
     best_path = out / "best.pt"
 
@@ -126,10 +131,16 @@ def train(cfg, argv):
         source = SpinSource(cfg, model, machine, source)
     objective = make_objective(model, cfg)
     optimizers = make_optimizers(objective, cfg, machine.muon_dtype)
+    machine.check_agreement(facts_of(cfg, machine, source, objective, saved))
     if checkpoint:
         source.resume(checkpoint)
-        load_own_weights(objective, checkpoint.get("objective", {}))
-        load_optimizers(optimizers, checkpoint["optimizers"])
+        with files.fitting_code(last_path, checkpoint):
+            load_own_weights(objective, checkpoint.get("objective", {}))
+            load_optimizers(optimizers, checkpoint["optimizers"])
+        for line in changes_since(checkpoint, cfg, clock, objective):
+            log.say(line)
+    # of an earlier part of the run
+    was_edited = str(saved.get("commit")).endswith("-dirty")
     checkpoint = saved = None  # free the memory
 
     # Compile, and wrap for several processes. `trained` is for training; `objective` and `model`
@@ -140,16 +151,21 @@ def train(cfg, argv):
     if step == 0:
         clock.compile_seconds = clock.elapsed
 
-    info = run_info(cfg, argv, machine, model, source, is_compiled)
+    code = commit(config_file)
+    if was_edited and not code.endswith("-dirty"):
+        code += "-dirty"
+    info = run_info(cfg, argv, code, machine, model, source, is_compiled)
     announce(info, cfg, source, model, step, log)
     # A resumed run repeats an evaluation that was due at the step it continues from.
     is_over = clock.is_over(step)
     is_due = step > 0 and (is_over or every(cfg.eval_interval, step))
-    log.begin(info, step, repeats_eval=is_due)
+    log.begin(info, step, repeats_eval=is_due, changes=code_changes(config_file))
     log.status("running", step, clock.elapsed)
     log.record("start", step, clock.elapsed)
     best, best_step = log.best(source.measure)
     flops = flops_per_symbol(model)
+    # Games and spin's text are drawn outside the step that is compared.
+    threads = Threads(machine, not is_compiled and cfg.objective not in ("game", "spin"), log.say)
     logged_step = step
     logged_elapsed = clock.elapsed
 
@@ -158,6 +174,7 @@ def train(cfg, argv):
         return {
             "model": model.state_dict(),
             "objective": own_weights(objective),
+            "teacher": getattr(objective, "fingerprint", ""),
             "optimizers": [optimizer.state_dict() for optimizer in optimizers],
             "source": source.state(),
             "step": step,
@@ -171,7 +188,7 @@ def train(cfg, argv):
             "commit": info["commit"],
         }
 
-    with clock, log, steps_are_saved(make_checkpoint, last_path, machine):
+    with clock, log, threads, steps_are_saved(make_checkpoint, last_path, machine):
         while True:
             # save and evaluate
             if is_due:
@@ -179,18 +196,19 @@ def train(cfg, argv):
                 # A signal may have come just now, or max_seconds may have passed.
                 is_over = clock.is_over(step)
                 checkpoint = make_checkpoint()
-                save(checkpoint, last_path, machine)
+                save(checkpoint, last_path, machine, must=is_over)
                 if not clock.interrupted:
                     result = source.evaluate(model)
                     log.record("eval", step, clock.elapsed, **result)
                     for line in source.evaluation_lines(result):
                         log.say(line)
                     newest = result[source.measure]
-                    if newest <= best:
-                        best = newest
-                        best_step = step
+                    # somebody may have deleted the run's folder
+                    if newest <= best or not best_path.exists():
                         only_weights = {"objective": {}, "optimizers": [], "source": {}}
-                        save(checkpoint | only_weights, best_path, machine)
+                        if save(checkpoint | only_weights, best_path, machine):
+                            best = newest
+                            best_step = step
                 checkpoint = None
                 clock.start()
                 logged_step = step
@@ -213,7 +231,8 @@ def train(cfg, argv):
 
             # the step
             batch = source.at(step, progress)
-            loss, norm = train_step(
+            one_step = functools.partial(
+                train_step,
                 trained,
                 active,
                 batch,
@@ -222,8 +241,13 @@ def train(cfg, argv):
                 cfg.grad_clip,
                 progress,
             )
+            before = clock.elapsed
+            loss, norm = one_step()
             step += 1
             clock.tick()
+            if threads.is_on:
+                seconds = clock.elapsed - before
+                threads.after_step(clock.elapsed, seconds, one_step, objective, active)
             is_over = clock.is_over(step)
             is_due = is_over or every(cfg.eval_interval, step)
 
@@ -264,8 +288,11 @@ def train(cfg, argv):
             log.say(f"stopped by a signal after step {step}; --resume continues from {last_path}")
             return 130
 
-        # the result; a signal does not interrupt this
+        # The result; a signal does not interrupt this. Print it before anything that can fail.
         result, verdict, verdict_step = source.conclude(model, out, step, clock.elapsed)
+        log.say(best_line(best, best_step, newest, step, source.measure))
+        log.say(f"weights and log are in {out}; python sample.py --model={out} uses them")
+        log.say(" ".join(f"{key}={value}" for key, value in verdict.items()))
         log.record("end", step, clock.elapsed, **result)
         log.status(
             "finished",
@@ -276,11 +303,9 @@ def train(cfg, argv):
             verdict_step=verdict_step,
         )
 
-    log.say(best_line(best, best_step, newest, step, source.measure))
-    log.say(f"weights and log are in {out}; python sample.py --model={out} uses them")
-    log.say(" ".join(f"{key}={value}" for key, value in verdict.items()))
     if log.is_writer and cfg.objective != "game":
-        draw_losses(log.events, out / "loss.png")
+        with files.extra(f"{out / 'loss.png'} was not drawn"):
+            draw_losses(log.events, out / "loss.png")
     return 0
 
 
@@ -528,6 +553,11 @@ def refuse_to_lose_a_run(cfg):
     """ValueError if starting would delete files that this command may not delete."""
     out = Path(cfg.out_dir)
     found = [name for name in RUN_FILES if (out / name).exists()]
+    if cfg.resume == "auto" and was_saved(out):
+        raise ValueError(
+            f"{out} holds a run, but no last.pt to resume from: --overwrite starts again, "
+            f"--init_from={out} with another --out_dir starts from its best.pt"
+        )
     if found and not cfg.overwrite and not cfg.resume:
         raise ValueError(
             f"{out} already holds a run ({found[0]}): --resume continues it, "
@@ -539,6 +569,14 @@ def refuse_to_lose_a_run(cfg):
         )
     if cfg.init_from and Path(cfg.init_from).resolve() == out.resolve():
         raise ValueError(f"init_from={cfg.init_from} would be deleted: give another --out_dir")
+
+
+def was_saved(out):
+    """Whether a run without last.pt once had it: an evaluation comes after the first save."""
+    if (out / "best.pt").exists():
+        return True
+    log = out / "log.jsonl"
+    return log.exists() and any(event["event"] == "eval" for event in files.read_log(log))
 
 
 def resumed_config(cfg, checkpoint, path):
@@ -615,11 +653,8 @@ def make_model(cfg, checkpoint):
     model = STLM(cfg)
     model.dropout.is_on = cfg.dropout > 0
     if checkpoint:
-        try:
+        with files.fitting_code(f"{cfg.out_dir}/last.pt", checkpoint):
             model.load_state_dict(fitting_weights(model, checkpoint["model"]))
-        except ValueError as e:
-            commit = checkpoint.get("commit", "unknown")
-            raise ValueError(f"{cfg.out_dir}/last.pt (commit {commit}): {e}") from None
     elif cfg.init_from:
         other, _, path = files.load_run(cfg.init_from)
         for key in sorted(SHAPE_KNOBS):
@@ -648,27 +683,59 @@ def load_own_weights(objective, weights):
     expected = own_weights(objective)
     if weights.keys() != expected.keys():
         raise ValueError(
-            f"last.pt: expected the objective's weights {sorted(expected)}, got {sorted(weights)}; "
-            "it was saved by other code: resume with that code"
+            f"expected the objective's weights {sorted(expected)}, got {sorted(weights)}"
         )
     objective.load_state_dict(weights, strict=False)
 
 
-def load_optimizers(optimizers, states):
-    """Restore the optimizers' state, but keep this command's learning rates."""
-    for optimizer, state in zip(optimizers, states, strict=True):
-        rates = [group["peak_lr"] for group in optimizer.param_groups]
-        optimizer.load_state_dict(state)
-        for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["peak_lr"] = rate
+def facts_of(cfg, machine, source, objective, saved):
+    """What must be the same in all processes, {name: value}."""
+    facts = {"dtype": machine.dtype_name, "Muon's dtype": machine.muon_dtype_name}
+    facts["the step of last.pt"] = saved.get("step", 0)
+    facts["the teacher's weights"] = getattr(objective, "fingerprint", "")
+    for key, value in dataclasses.asdict(cfg).items():
+        if key not in MAY_DIFFER:
+            facts[f"--{key}"] = value
+    about = source.about()
+    for split in ("train", "val"):
+        if split in about:
+            facts[f"the sha256 of data/{cfg.dataset}/{split}.bin"] = about[split]["sha256"]
+    paths = [*ROOT.glob("*.py"), *ROOT.glob("lib/*.py"), ROOT / "config/__init__.py"]
+    for path in paths:
+        name = path.relative_to(ROOT).as_posix()
+        facts[f"the sha256 of {name}"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return facts
 
 
-def run_info(cfg, argv, machine, model, source, is_compiled):
+def changes_since(checkpoint, cfg, clock, objective):
+    """Lines about what is not as it was when the checkpoint was saved."""
+    lines = []
+    teacher = checkpoint.get("teacher", "")
+    if teacher and teacher != getattr(objective, "fingerprint", ""):
+        lines.append(
+            f"note: the weights in teacher={cfg.teacher} have changed since this run was saved"
+        )
+    then = checkpoint["config"]
+    if then["max_steps"]:
+        progress = checkpoint["step"] / then["max_steps"]
+    else:
+        progress = clock.elapsed / then["max_seconds"]
+    before = lr_scale(min(1, progress), (0, 1), cfg)
+    now = lr_scale(min(1, clock.progress(checkpoint["step"])), (0, 1), cfg)
+    if now > 2 * before + 0.01:
+        lines.append(
+            f"note: the run is longer than planned, so the learning rate jumps from {before:.0%} "
+            f"to {now:.0%} of its peak; a run of this length from the start may end better"
+        )
+    return lines
+
+
+def run_info(cfg, argv, code, machine, model, source, is_compiled):
     """The entries of run.json that do not change during the run."""
     return {
         "command": shlex.join(["train.py", *argv]),
         "config": dataclasses.asdict(cfg),
-        "commit": files.commit(),
+        "commit": code,
         "parameters": parameter_table(model),
         "data": source.about(),
         "device": machine.name,
@@ -700,12 +767,21 @@ def every(interval, step):
     return interval > 0 and step % interval == 0
 
 
-def save(checkpoint, path, machine):
-    if machine.rank == 0:
-        size = sum(w.numel() * w.element_size() for w in checkpoint["model"].values())
-        if checkpoint["optimizers"]:
-            size *= 3
+def save(checkpoint, path, machine, must=False):
+    """Write a checkpoint; -> whether that worked. An OSError only if it `must`: others follow."""
+    if machine.rank > 0:
+        return True
+    size = sum(w.numel() * w.element_size() for w in checkpoint["model"].values())
+    if checkpoint["optimizers"]:
+        size *= 3
+    try:
         files.write_atomically(path, functools.partial(torch.save, checkpoint), size)
+    except OSError as e:
+        if must:
+            raise
+        print(f"warning: {e}; training goes on and saves again later", file=sys.stderr)
+        return False
+    return True
 
 
 @contextlib.contextmanager
@@ -715,7 +791,7 @@ def steps_are_saved(make_checkpoint, path, machine):
         yield
     except OSError:
         with contextlib.suppress(OSError):
-            save(make_checkpoint(), path, machine)
+            save(make_checkpoint(), path, machine, must=True)
         raise
 
 

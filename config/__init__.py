@@ -364,15 +364,16 @@ def parse(cls, argv, usage, default_file=None, either=()):
     default_file: the config file to use if argv names none; None: the command takes no config file
     either: keys that exclude each other; if one is on the command line, the file's are ignored
 
-    Returns (cfg, the other words). cfg.from_command_line holds the keys given there; cfg.explicit
-    also those in a config file that the user named. `--help` prints `usage` and every knob with the
-    value that it would have, and exits.
+    Returns (cfg, the other words). cfg.file is the config file. cfg.from_command_line holds the
+    keys given there; cfg.explicit also those in a config file that the user named. `--help` prints
+    `usage` and every knob with the value that it would have, and exits.
     """
     asks_for_help = "--help" in argv or "-h" in argv
     words, given = read_command_line(cls, [arg for arg in argv if arg not in ("--help", "-h")])
     values = {}
     explicit = set(given)
     where = "command line"
+    file = None
     if default_file:
         file = str(ROOT / default_file)
         for word in words:
@@ -402,6 +403,7 @@ def parse(cls, argv, usage, default_file=None, either=()):
         print(list_knobs(cls, values))
         sys.exit(0)
     cfg = build(cls, values, where)
+    cfg.file = file and find_file(file)
     cfg.from_command_line = set(given)
     cfg.explicit = explicit
     return cfg, words

@@ -4,42 +4,42 @@ import codecs
 import contextlib
 import dataclasses
 import errno
+import hashlib
 import json
 import math
 import os
 import pickle
 import re
 import shutil
-import subprocess
+import signal
 import sys
 import time
 import zipfile
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 
 from config import ROOT
 from model import STLM, ModelConfig
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
+REPLACE_SECONDS = 5  # how long to try to replace a file that another program holds
 
 
 def write_atomically(path, write, size=0):
     """Call write(file) on a temporary file, then rename it to `path`.
 
-    Whatever happens, `path` is a whole file, the old or the new one. `size` (bytes, if known) goes
-    into the message about a full disk.
+    Makes the folder if there is none. Whatever happens, `path` is a whole file, the old or the new
+    one. `size` (bytes, if known) goes into the message about a full disk.
     """
     temporary = path.with_name(f"{path.name}.tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with open(temporary, "wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        replace(temporary, path)
     except (OSError, RuntimeError) as e:
         temporary.unlink(missing_ok=True)
         # torch.save raises a RuntimeError while it handles the OSError
@@ -53,6 +53,19 @@ def write_atomically(path, write, size=0):
             if size:
                 why += f", {size / 1e6:,.1f} MB are needed"
         raise OSError(f"cannot write {path} ({why}); any earlier version is untouched") from None
+
+
+def replace(source, target):
+    """os.replace. On Windows a virus scanner may hold the file for a moment: then try again."""
+    deadline = time.monotonic() + REPLACE_SECONDS
+    while True:
+        try:
+            os.replace(source, target)
+            return
+        except PermissionError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
 
 
 def write_json(path, value):
@@ -99,12 +112,15 @@ def fitting(value, shape, where=None):
         return [part for part in parts if part is not None]
     if shape is object:
         return value
-    if shape is float:
-        # not bool, which is an int; not nan or inf, which json.loads accepts
-        fits = type(value) in (int, float) and math.isfinite(value)
+    if isinstance(shape, (dict, list)):
+        fits = False
+    elif shape is float:
+        # not nan or inf, which json.loads accepts
+        fits = isinstance(value, (int, float)) and math.isfinite(value)
     else:
-        fits = type(value) is shape
-    if fits:
+        fits = isinstance(value, shape)
+    # a bool is an int
+    if fits and (shape is bool or not isinstance(value, bool)):
         return value
     if where and value is not None:
         expected = type(shape).__name__ if isinstance(shape, (dict, list)) else shape.__name__
@@ -154,36 +170,33 @@ def read_log(path):
 
 
 @contextlib.contextmanager
-def lock(path, message):
-    """Hold a lock file, because two processes that write into one folder destroy each other's work.
+def lock(folder, message, suffix=""):
+    """Lock a folder, because two processes that write into one destroy each other's work.
 
-    ValueError(message) if another process holds it. The system frees the lock when the process
-    ends, however it ends.
+    ValueError(message) if another process holds the lock. It is a file beside the folder, whatever
+    links lead there. The system frees it when the process ends, however it ends.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    while True:
-        file = open(path, "a+b")  # noqa: SIM115
-        try:
-            if fcntl:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
-            raise ValueError(message) from None
-        except OSError as e:
-            print(
-                f"{path.parent} does not support locks ({e}): do not start a second process there",
-                file=sys.stderr,
-            )
-        # The last holder may have removed the file after we opened it: then try again.
-        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
-            break
-        file.close()
-    with file:
-        try:
-            yield
-        finally:
-            with contextlib.suppress(OSError):
-                path.unlink()
+    folder = Path(folder).resolve()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    path = folder.parent / f".{folder.name}.lock{suffix}"
+    held = FileLock(path)
+    try:
+        held.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(message) from None
+    except OSError as e:
+        if e.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):
+            raise
+        print(
+            f"{folder.parent} does not support locks ({e}): do not start a second process there",
+            file=sys.stderr,
+        )
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # Windows removes it on release
+            path.unlink()
+        held.release()
 
 
 def load_checkpoint(path, device="cpu"):
@@ -198,7 +211,8 @@ def load_checkpoint(path, device="cpu"):
         if damaged:
             raise ValueError(f"the checksum of {damaged} is wrong")
         checkpoint = torch.load(path, map_location=device, weights_only=True)
-        if not isinstance(checkpoint, dict) or not {"model", "config", "step"} <= checkpoint.keys():
+        parts = {"model": dict, "config": dict, "step": int}
+        if not isinstance(checkpoint, dict) or fitting(checkpoint, parts).keys() != parts.keys():
             raise ValueError("expected a checkpoint of train.py, got another program's file")
         if not all(w.isfinite().all() for w in checkpoint["model"].values()):
             raise ValueError("its weights are not finite")
@@ -213,6 +227,19 @@ def load_checkpoint(path, device="cpu"):
     if path.name == "last.pt" and best.exists():
         why += f"; {best} still exists: --init_from={best.parent} starts from it"
     raise ValueError(f"{path} cannot be used: {why}")
+
+
+@contextlib.contextmanager
+def fitting_code(path, checkpoint):
+    """Errors inside mean that the checkpoint does not fit this code: say so in one line."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError) as e:
+        commit = checkpoint.get("commit", "unknown")
+        raise ValueError(
+            f"{path} does not fit this code: {first_line(e)}; commit {commit} wrote it: go on with "
+            "that code, or start anew with another --out_dir"
+        ) from None
 
 
 def known_values(config, cls):
@@ -233,6 +260,14 @@ def load_model(path, device="cpu"):
             f"(commit {checkpoint.get('commit', 'unknown')})"
         ) from None
     return model.to(device), checkpoint
+
+
+def fingerprint(model):
+    """A text that changes with any weight of the model."""
+    digest = hashlib.sha256()
+    for weight in model.state_dict().values():
+        digest.update(weight.cpu().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def game_of(checkpoint):
@@ -303,14 +338,6 @@ def newest_run():
     return ROOT / "results/models/shakespeare_80k"
 
 
-def commit():
-    """The short hash of the code's commit, or 'unknown'."""
-    with contextlib.suppress(OSError, subprocess.CalledProcessError):
-        git = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
-        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
-    return "unknown"
-
-
 def first_line(e):
     """The innermost cause of an exception in one line."""
     while e.__cause__ or (e.__context__ and not e.__suppress_context__):
@@ -356,6 +383,13 @@ def run_command(main, out_of_memory="use a smaller model or a smaller input"):
     `out_of_memory` is the remedy in the message about memory.
     """
     name = Path(sys.argv[0]).name
+    # While modules were imported, Ctrl-C ended the process at once.
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Escape what the console cannot show, as a file on Windows cannot. A notebook shows everything.
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     try:
         sys.exit(main())
     except KeyboardInterrupt as e:

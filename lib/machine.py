@@ -38,7 +38,7 @@ class Machine:
             self.name = f"{platform.machine()} {self.device.type}"
             backend = "gloo"
         if self.world > 1 and not dist.is_initialized():
-            dist.init_process_group(backend)
+            connect(backend, self.world)
         keep_freed_memory()
 
     def synchronize(self):
@@ -54,6 +54,25 @@ class Machine:
         total = torch.tensor(numbers, dtype=torch.float64)
         dist.all_reduce(total)
         return total.tolist()
+
+    def check_agreement(self, facts):
+        """ValueError, in all processes, unless all have the same `facts`, {name: text or number}.
+
+        Processes that differ would train on, and nobody would notice.
+        """
+        if self.world == 1:
+            return
+        everybody = [None] * self.world
+        dist.all_gather_object(everybody, facts)
+        first = everybody[0]
+        for rank, theirs in enumerate(everybody):
+            for name in first | theirs:
+                if first.get(name) != theirs.get(name):
+                    raise ValueError(
+                        f"processes disagree about {name}: process 0 has {first.get(name)!r:.80}, "
+                        f"process {rank} has {theirs.get(name)!r:.80}; start all of them with the "
+                        "same command, code and data"
+                    )
 
     def rows_per_pass(self, share, wanted, T):
         """How many of this process's `share` of rows, T symbols each, go through the model at once.
@@ -78,6 +97,18 @@ class Machine:
         if self.dtype != torch.bfloat16 or self.name not in PEAKS:
             return None
         return flops_per_second / PEAKS[self.name] / self.world
+
+
+def connect(backend, world):
+    """Connect the processes that torchrun has started."""
+    try:
+        dist.init_process_group(backend)
+    except (RuntimeError, ValueError) as e:
+        address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise ValueError(
+            f"cannot connect {world} processes through {address} ({first_line(e)[:200]}); start "
+            "them with torchrun, and if the port is in use, with another --master_port"
+        ) from None
 
 
 # Dense bfloat16 FLOP/s from the makers' data sheets, by the name that torch gives the device.

@@ -192,7 +192,13 @@ class Distill(nn.Module):
                 "objective=distill needs --teacher=DIR, the folder of a trained run "
                 f"other than {cfg.out_dir}"
             )
-        teacher, _, path = files.load_run(cfg.teacher, "best", model.embed.weight.device)
+        teacher, checkpoint, path = files.load_run(cfg.teacher, "best", model.embed.weight.device)
+        game = files.game_of(checkpoint)
+        if game:
+            raise ValueError(
+                f"teacher: expected a model of text, got {path}, which plays {game}: "
+                "give another --teacher"
+            )
         has = f"{teacher.vocab_size} symbols of tokenizer={teacher.cfg.tokenizer}"
         needs = f"{model.vocab_size} symbols of tokenizer={model.cfg.tokenizer}"
         if has != needs:
@@ -207,6 +213,7 @@ class Distill(nn.Module):
             )
         self.model = model
         self.share = cfg.teacher_share
+        self.fingerprint = files.fingerprint(teacher)  # to notice on resume that it has changed
         # in a tuple, so that it is not a submodule: not trained, not saved, never in train mode
         self.teacher = (teacher,)
 

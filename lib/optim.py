@@ -100,6 +100,31 @@ def make_muon_and_adam(objective, cfg, muon_dtype):
     return muon, adam
 
 
+def load_optimizers(optimizers, states):
+    """Restore the optimizers' state, but keep this command's learning rates.
+
+    ValueError if it belongs to other parameters.
+    """
+    if len(states) != len(optimizers):
+        raise ValueError(f"expected {len(optimizers)} optimizers, got {len(states)}")
+    for optimizer, state in zip(optimizers, states, strict=True):
+        # torch would convert other dtypes, and take any shape
+        for entries in state["state"].values():
+            for key, x in entries.items():
+                if x.dtype != torch.float32:
+                    raise ValueError(f"expected {key} in float32, got {x.dtype}")
+        rates = [group["peak_lr"] for group in optimizer.param_groups]
+        optimizer.load_state_dict(state)
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["peak_lr"] = rate
+        for p, entries in optimizer.state.items():
+            for key, x in entries.items():
+                # Muon's momentum holds all matrices of a shape.
+                fits = x.shape in ((), p.shape) or (key == "momentum" and x.shape[1:] == p.shape)
+                if not fits:
+                    raise ValueError(f"expected {key} like {tuple(p.shape)}, got {tuple(x.shape)}")
+
+
 def active_optimizers(optimizers, progress):
     """The optimizers that step at this point of the run."""
     active = []

@@ -4,13 +4,23 @@ import contextlib
 import json
 import math
 import signal
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 
-from lib.files import read_log, write_atomically, write_json
+from lib.files import first_line, read_json, read_log, write_atomically, write_json
 
-RUN_FILES = ("run.json", "last.pt", "best.pt", "log.jsonl", "eval.json", "loss.png")
+RUN_FILES = (
+    "run.json",
+    "last.pt",
+    "best.pt",
+    "log.jsonl",
+    "eval.json",
+    "loss.png",
+    "changes.diff",
+)
 
 
 class Clock:
@@ -91,7 +101,11 @@ class Clock:
 
     def on_signal(self, number, frame):
         if self.signals and number == signal.SIGINT:
-            raise KeyboardInterrupt("; --resume continues from the newest checkpoint")
+            is_saved = Path(self.cfg.out_dir, "last.pt").exists()
+            way = (
+                "--resume continues from the newest checkpoint" if is_saved else "nothing is saved"
+            )
+            raise KeyboardInterrupt(f"; {way}")
         self.signals.append(number)
         if self.machine.rank == 0:
             print("saving, then stopping; Ctrl-C again stops at once", flush=True)
@@ -105,6 +119,7 @@ class Log:
     """log.jsonl (one JSON object per event), run.json (config, machine, status) and stdout.
 
     Only rank 0 writes and prints; in other processes the methods leave files and stdout alone.
+    wandb, if the user wants it, is an extra: if it fails later, training goes on without it.
     """
 
     def __init__(self, out, is_writer, wandb_project=""):
@@ -128,19 +143,23 @@ class Log:
 
     def __exit__(self, kind, *_):
         if kind:
+            status = "interrupted" if issubclass(kind, KeyboardInterrupt) else "failed"
             with contextlib.suppress(OSError):
-                self.status("failed", self.step, self.elapsed)
+                self.status(status, self.step, self.elapsed)
 
-    def begin(self, info, step, repeats_eval):
+    def begin(self, info, step, repeats_eval, changes=""):
         """Delete the files of an earlier run; or, to resume after `step`, cut off the log there.
 
         repeats_eval: the evaluation at that step will be repeated, so its old result goes, too.
+        changes: how the code differs from its commit, to keep as changes.diff
         """
         self.info = info
         if not self.is_writer:
             return
         self.out.mkdir(parents=True, exist_ok=True)
         path = self.out / "log.jsonl"
+        if self.wandb:
+            self.begin_wandb(step)
         if step == 0:
             for name in RUN_FILES:
                 (self.out / name).unlink(missing_ok=True)
@@ -152,12 +171,32 @@ class Log:
                     self.events.append(event)
             text = "".join(json.dumps(event) + "\n" for event in self.events)
             write_atomically(path, lambda file: file.write(text.encode()))
-        if self.wandb:
-            project = self.wandb_project
-            config = self.info["config"]
-            self.wandb_run = self.wandb.init(
-                project=project, name=self.out.name, config=config, dir=self.out
+        if changes:
+            write_atomically(
+                self.out / "changes.diff", lambda file: file.write(changes.encode(errors="replace"))
             )
+
+    def begin_wandb(self, step):
+        """Start a run on wandb.ai or, on resume, continue the one whose id is in run.json."""
+        run_id = None
+        if step > 0:
+            # run.json is no reason not to resume
+            with contextlib.suppress(ValueError):
+                run_id = read_json(self.out / "run.json", {"wandb_id": str}).get("wandb_id")
+        try:
+            self.wandb_run = self.wandb.init(
+                project=self.wandb_project,
+                name=self.out.resolve().name,
+                config=self.info["config"],
+                dir=self.out,
+                id=run_id,
+                resume="allow",
+            )
+        except Exception as e:
+            raise ValueError(
+                f"wandb={self.wandb_project}: {first_line(e)}; log in, or train without --wandb"
+            ) from None
+        self.info["wandb_id"] = self.wandb_run.id
 
     def best(self, measure):
         """-> (the lowest `measure` of all evaluations so far, its step)."""
@@ -175,14 +214,25 @@ class Log:
             return
         entry = {"event": event, "step": step, "elapsed": elapsed, "time": time.time(), **values}
         self.events.append(entry)
-        with open(self.out / "log.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
+        path = self.out / "log.jsonl"
+        # If somebody deleted the folder, write the whole log again.
+        new = [entry] if path.exists() else self.events
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a", encoding="utf-8") as file:
+            file.writelines(json.dumps(event) + "\n" for event in new)
         if self.wandb:
-            numbers = {"elapsed": elapsed}
-            for key, value in values.items():
-                if isinstance(value, (int, float)):
-                    numbers[f"{event}/{key}"] = value
+            self.record_on_wandb(event, step, elapsed, values)
+
+    def record_on_wandb(self, event, step, elapsed, values):
+        numbers = {"elapsed": elapsed}
+        for key, value in values.items():
+            if isinstance(value, (int, float)):
+                numbers[f"{event}/{key}"] = value
+        try:
             self.wandb_run.log(numbers, step=step)
+        except Exception as e:
+            self.wandb = None
+            print(f"wandb: {first_line(e)}; going on without it", file=sys.stderr)
 
     def status(self, status, step, elapsed, **values):
         self.info.update(status=status, step=step, elapsed=elapsed, updated=time.time(), **values)
@@ -196,22 +246,29 @@ def draw_losses(log, path):
 
     train = np.array([(e["step"], e["bpb"]) for e in log if e["event"] == "train"])
     val = np.array([(e["step"], e["bpb"]) for e in log if e["event"] == "eval"])
-    if len(train) == 0 or len(val) == 0:  # somebody removed the log
-        return
-    # The loss of a single step says more about its text than about the model.
-    n = max(1, len(train) // 20)
-    mean = np.convolve(train[:, 1], np.ones(n) / n, mode="valid")
-
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
-    axes.plot(train[:, 0], train[:, 1], color="tab:blue", alpha=0.25, lw=1)
-    axes.plot(train[n - 1 :, 0], mean, color="tab:blue", label=f"training {mean[-1]:.3f} (mean)")
-    label = f"sample of val {val[-1, 1]:.3f}"
-    axes.plot(val[:, 0], val[:, 1], color="tab:orange", marker="o", ms=3, label=label)
+    shown = []
+    if len(train) > 0:
+        # The loss of a single step says more about its text than about the model.
+        n = max(1, len(train) // 20)
+        mean = np.convolve(train[:, 1], np.ones(n) / n, mode="valid")
+        axes.plot(train[:, 0], train[:, 1], color="tab:blue", alpha=0.25, lw=1)
+        label = f"training {mean[-1]:.3f} (mean)"
+        axes.plot(train[n - 1 :, 0], mean, color="tab:blue", label=label)
+        shown.append(mean)
+    if len(val) > 0:
+        label = f"sample of val {val[-1, 1]:.3f}"
+        axes.plot(val[:, 0], val[:, 1], color="tab:orange", marker="o", ms=3, label=label)
+        shown.append(val[:, 1])
+    if not shown:  # somebody removed the log
+        raise ValueError("log.jsonl has no train or eval event")
     # Leave out the first steps, which would flatten the rest.
-    lowest = min(mean.min(), val[:, 1].min())
-    axes.set_ylim(0.9 * lowest, max(1.1 * val[:, 1].max(), 2 * lowest))
-    axes.set(xlabel="step", ylabel="bits per byte", title=path.parent.name)
+    lowest = min(curve.min() for curve in shown)
+    axes.set_ylim(0.9 * lowest, max(1.1 * shown[-1].max(), 2 * lowest))
+    axes.set(xlabel="step", ylabel="bits per byte")
+    # a name may hold dollar signs
+    axes.set_title(path.resolve().parent.name, parse_math=False)
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=110)

@@ -20,9 +20,9 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from lib.files import load_run
+from lib.files import fitting_code, load_run
 from lib.games import GAMES, best_moves, choose, play, scores, uniform
-from model import PAD
+from model import PAD, fitting_weights
 
 # --- a game ---------------------------------------------------------------------------------------
 
@@ -301,7 +301,9 @@ class SpinSource:
         """checkpoint["source"] is the state() of then."""
         self.text_source.resume(checkpoint)
         if self.has_opponent:
-            self.opponent.load_state_dict(checkpoint["source"])
+            with fitting_code(f"{self.cfg.out_dir}/last.pt", checkpoint):
+                weights = fitting_weights(self.opponent, checkpoint["source"])
+                self.opponent.load_state_dict(weights)
 
     def at(self, step, progress):
         """This step's batch. The first step against an opponent has it write the text of all."""

@@ -306,28 +306,66 @@ def test_lines_that_are_no_event_are_named_and_left_out(run_folder, capsys):
 # --- two at once ----------------------------------------------------------------------------------
 
 
-def test_a_lock_keeps_others_out_until_its_process_ends(tmp_path):
-    path = tmp_path / ".lock"
-    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); "
-    code += "from lib.files import lock; from pathlib import Path\n"
-    code += f"with lock(Path({str(path)!r}), 'in use'): print('held', flush=True); sys.stdin.read()"
+def holder_of(folder, before=""):
+    """A process that holds the lock of a folder."""
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); {before}\n"
+    code += "from lib.files import lock\n"
+    code += f"with lock({str(folder)!r}, 'in use'): print('held', flush=True); sys.stdin.read()"
     holder = subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-W", "ignore", "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert holder.stdout.readline() == "held\n"
-    with pytest.raises(ValueError, match="in use"), lock(path, "in use"):
+    return holder
+
+
+def test_a_lock_keeps_others_out_until_its_process_ends(tmp_path):
+    folder = tmp_path / "run"
+    holder = holder_of(folder)
+    with pytest.raises(ValueError, match="in use"), lock(folder, "in use"):
         pass
     holder.kill()
     holder.wait()
-    with lock(path, "in use"), pytest.raises(ValueError, match="in use"), lock(path, "in use"):
+    with lock(folder, "in use"), pytest.raises(ValueError, match="in use"), lock(folder, "in use"):
         pass
-    assert not path.exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_is_locked_whatever_links_lead_there(tmp_path, monkeypatch):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").symlink_to("a")
+    (tmp_path / "c").symlink_to(tmp_path / "b")
+    monkeypatch.chdir(tmp_path / "a")
+    others = (tmp_path / "b", tmp_path / "c", tmp_path / "c/../a", ".", "../b")
+    for other in others:
+        with (
+            lock(tmp_path / "a", "in use"),
+            pytest.raises(ValueError, match="in use"),
+            lock(other, "in use"),
+        ):
+            pass
+
+
+def test_without_locks_of_the_system_a_file_keeps_others_out(tmp_path):
+    """As on systems without fcntl. A process that was killed keeps nobody out."""
+    without = "sys.modules['fcntl'] = None"
+    first = holder_of(tmp_path / "run", without)
+    with pytest.raises(AssertionError):
+        holder_of(tmp_path / "run", without)
+    first.kill()
+    first.wait()
+    second = holder_of(tmp_path / "run", without)
+    second.communicate("")
+    assert second.returncode == 0
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_two_runs_into_one_folder_and_what_would_be_thrown_away(small, tmp_path, run_folder):
     out = tmp_path / "new"
     with (
-        lock(tmp_path / ".new.lock", ""),
+        lock(out, ""),
         pytest.raises(ValueError, match=r"in use by another run"),
     ):
         train.main([*small, "--max_steps=1", f"--out_dir={out}"])
@@ -366,10 +404,24 @@ def test_resume_auto_starts_or_goes_on(small, tmp_path):
     assert [e["step"] for e in log if e["event"] == "train"] == [1, 2, 3, 4, 5]
     assert [e["event"] for e in log].count("end") == 1
     assert [e["step"] for e in log if e["event"] == "eval"] == [3, 5]
-    # Without a checkpoint, as after a kill before the first one, the run starts again.
-    (tmp_path / "run" / "last.pt").unlink()
-    train.main([*args, "--max_steps=2"])
-    assert load_checkpoint(tmp_path / "run" / "last.pt")["step"] == 2
+
+
+def test_a_run_without_its_checkpoint_does_not_silently_start_again(small, tmp_path):
+    run = tmp_path / "run"
+    args = [*small, "--resume=auto", "--max_steps=3", f"--out_dir={run}"]
+    train.main(args)
+    (run / "last.pt").unlink()
+    kept = (run / "log.jsonl").read_text()
+    for name in ("best.pt", "nothing"):  # without best.pt, the log still knows of a save
+        with pytest.raises(ValueError, match=r"no last.pt to resume from: --overwrite"):
+            train.main(args)
+        assert (run / "log.jsonl").read_text() == kept
+        (run / name).unlink(missing_ok=True)
+    # As after a kill before the first save: nothing is lost.
+    trained = [line for line in kept.splitlines() if '"train"' in line]
+    (run / "log.jsonl").write_text("\n".join(trained))
+    train.main(args)
+    assert load_checkpoint(run / "last.pt")["step"] == 3
 
 
 def test_passes_and_rates_may_change_on_resume_and_the_advice_is_taken(

@@ -538,7 +538,7 @@ def test_two_at_once(tmp_path):
 
     (tmp_path / "a.txt").write_text("text " * 100)
     work = tmp_path / "data" / ".a.tmp"
-    with lock(tmp_path / "data" / ".a.lock", ""):
+    with lock(tmp_path / "data" / "a", ""):
         work.mkdir()
         with pytest.raises(ValueError, match="another process is preparing"):
             prepare.main([str(tmp_path / "a.txt"), f"--data_dir={tmp_path / 'data'}"])

@@ -581,9 +581,11 @@ def test_rows_of_a_pass(kind, share, wanted, T, rows):
     assert machine.rows_per_pass(share, wanted, T) == rows
 
 
-def test_wandb_gets_what_the_log_gets(small, tmp_path, monkeypatch):
+def test_wandb_gets_what_the_log_gets(small, tmp_path, monkeypatch, capsys):
     class Stub:
         """The calls that train.py makes to wandb."""
+
+        id = "abc"
 
         def init(self, **about):
             self.about = about
@@ -604,6 +606,33 @@ def test_wandb_gets_what_the_log_gets(small, tmp_path, monkeypatch):
     assert [(step, n["train/bpb"]) for step, n in stub.logged if "train/bpb" in n] == of_log
     assert len(of_log) == 2
     assert sum("eval/bpb" in n for _, n in stub.logged) == 1
+
+    # a resumed run is the same run there
+    assert (stub.about["id"], stub.about["resume"]) == (None, "allow")
+    resume = ["--resume", "--max_steps=4", "--wandb=tiny", f"--out_dir={tmp_path / 'run'}"]
+    train.main(resume)
+    assert (stub.about["id"], stub.about["resume"]) == ("abc", "allow")
+
+    # If it fails, it is no more than an extra.
+    monkeypatch.setattr(stub, "log", lambda *_, **__: 1 / 0)
+    capsys.readouterr()
+    train.main([*resume, "--max_steps=6"])
+    said = capsys.readouterr()
+    assert said.err.count("wandb: division by zero; going on without it") == 1
+    assert said.out.splitlines()[-1].startswith("val_bpb=")
+
+    # If it does not start, nothing is deleted and nothing is trained.
+    def no_key(**_):
+        raise RuntimeError("no API key\nin two lines")
+
+    monkeypatch.setattr(stub, "init", no_key)
+    last = (tmp_path / "run" / "last.pt").read_bytes()
+    again = [*small, "--max_steps=2", "--wandb=tiny", f"--out_dir={tmp_path / 'run'}"]
+    with pytest.raises(ValueError, match="wandb=tiny: no API key; log in") as e:
+        train.main([*again, "--overwrite"])
+    assert "\n" not in str(e.value)
+    assert (tmp_path / "run" / "last.pt").read_bytes() == last
+
     monkeypatch.setitem(sys.modules, "wandb", None)  # as if wandb were not installed
     with pytest.raises(ValueError, match="pip install wandb"):
         train.main([*small, "--max_steps=2", "--wandb=tiny", f"--out_dir={tmp_path / 'other'}"])
