@@ -20,8 +20,9 @@ GAIN = 1.1  # the other number must be this many times as fast to be worth a cha
 class Threads:
     """The number of CPU threads of a run: all of them, or half as many while that is faster.
 
-    It changes only if both give the same results, to the bit; otherwise a line advises. All
-    processes decide alike, because they follow the clock of process 0.
+    It changes only if a step gives the same weights with both, to the bit; otherwise a line
+    advises. (An evaluation may differ in its tenth digit.) All processes decide alike, because they
+    follow the clock of process 0.
     """
 
     def __init__(self, machine, may_change, say):
@@ -52,15 +53,15 @@ class Threads:
         """Set the number of threads of the next step.
 
         elapsed, seconds: of the run, and of the step that has just ended
-        one_step: does that step again, and returns tensors that should not depend on the threads
+        one_step: does that step again, and returns the loss and the norm of the gradient
         """
-        if not self.is_examined:
-            self.is_examined = True
-            self.examine(elapsed, one_step, objective, optimizers)
-        elif self.trial:
+        if self.trial:
             self.seconds[self.trial.pop()] += seconds
             self.end_trial(elapsed)
-        elif self.is_due(elapsed, seconds):
+        if not self.is_examined:
+            self.is_examined = True
+            self.examine(one_step, objective, optimizers)
+        if not self.trial and self.is_due(elapsed, seconds):
             self.trial = [self.all, self.few] * PAIRS
             self.seconds = {self.few: 0.0, self.all: 0.0}
         torch.set_num_threads(self.trial[-1] if self.trial else self.now)
@@ -69,8 +70,9 @@ class Threads:
         if not self.may_change:
             return False
         passed = elapsed - self.last_trial
-        is_slow = seconds > 2 * self.usual and passed > TRIAL_SECONDS / 6
-        return passed >= self.wait or is_slow
+        # The machine may have become busy a moment ago.
+        is_slow = self.now == self.all and seconds > 2 * self.usual
+        return passed >= self.wait or (is_slow and passed > TRIAL_SECONDS / 6)
 
     def end_trial(self, elapsed):
         """Decide, if the steps of the trial so far allow it."""
@@ -100,7 +102,7 @@ class Threads:
         # A trial costs some slow steps. After a clear answer it may wait longer.
         self.wait = TRIAL_SECONDS * min(ratio, CLEAR)
 
-    def examine(self, elapsed, one_step, objective, optimizers):
+    def examine(self, one_step, objective, optimizers):
         """Do a step with both numbers of threads, to compare the results and the time.
 
         It leaves the objective and its optimizers as they were.
@@ -124,12 +126,9 @@ class Threads:
                 module.load_state_dict(copy.deepcopy(saved))
         n_different = sum(not torch.equal(a, b) for a, b in zip(*results, strict=True))
         n_different, few_seconds, all_seconds = self.machine.sum([n_different, *seconds])
-        is_clear = max(few_seconds, all_seconds) > CLEAR * min(few_seconds, all_seconds)
         if n_different:
             self.may_change = False
-        if self.may_change and is_clear:
-            self.choose(elapsed, few_seconds, all_seconds)
-        elif not self.may_change and all_seconds > CLEAR * few_seconds:
+        if not self.may_change and all_seconds > CLEAR * few_seconds:
             self.say(
                 f"this machine is busy: a step took {all_seconds:.2f} s with {self.all} threads, "
                 f"{few_seconds:.2f} s with {self.few}; OMP_NUM_THREADS={self.few} may be faster"
