@@ -417,7 +417,10 @@ def earlier_result(path, weights_path, checkpoint):
     for key in ("step", "elapsed", "commit"):
         result[key] = checkpoint[key]
     if path.is_file():
-        old = read_json(path)
+        found = {"context": int, "stride": int, "bpb": float, "bytes": int, "bpb_stride": float}
+        scores = {"*": {"acc": float, "n": int, "of": int, "chance": float, "*": object}}
+        shape = {"tasks": scores, "texts": {"*": found | {"*": object}}, "*": object}
+        old = read_json(path, shape | {"val": found | {"*": object}})
         if result.items() <= old.items():
             return {"tasks": {}} | old
     return {"tasks": {}} | result

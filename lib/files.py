@@ -101,12 +101,14 @@ def fitting(value, shape, where=None):
     """
     if isinstance(shape, dict) and isinstance(value, dict):
         parts = {}
-        for key, part in value.items():
+        for key, whole in value.items():
             expected = shape.get(key, shape.get("*"))
             if expected is not None:
                 place = f"{where}: {key}" if where else None
-                parts[key] = fitting(part, expected, place)
-        return {key: part for key, part in parts.items() if part is not None}
+                part = fitting(whole, expected, place)
+                if part is not None or expected is object:
+                    parts[key] = part
+        return parts
     if isinstance(shape, list) and isinstance(value, list):
         parts = [fitting(part, shape[0], where) for part in value]
         return [part for part in parts if part is not None]
@@ -365,7 +367,7 @@ def extra(what):
     try:
         yield
     except Exception as e:
-        print(f"{what}: {first_line(e)}", file=sys.stderr)
+        print(f"{what}: {first_line(e):.200}", file=sys.stderr)
 
 
 def duration(seconds):

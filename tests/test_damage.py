@@ -17,16 +17,18 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, run
 
 import bench
 import sample
 import train
 from config import Config
+from lib import files
 from lib.data import Data
 from lib.files import load_checkpoint, load_model, load_run, lock, read_log
 from lib.machine import Machine
-from lib.run import Clock
+from lib.run import Clock, draw_losses
+from tools import share
 
 
 @pytest.fixture(scope="module")
@@ -720,3 +722,203 @@ def test_out_of_memory_is_one_line(tmp_path, data_dir, small):
         done.stderr
     )
     assert done.stderr.count("\n") == 1
+
+
+# --- what a run can do without --------------------------------------------------------------------
+
+
+def test_a_picture_that_cannot_be_drawn_does_not_spoil_the_run(
+    small, tmp_path, capsys, monkeypatch
+):
+    from matplotlib.figure import Figure
+
+    monkeypatch.setattr(Figure, "savefig", lambda *_, **__: 1 / 0)
+    out = tmp_path / "run"
+    assert train.main([*small, "--max_steps=2", f"--out_dir={out}"]) == 0
+    said = capsys.readouterr()
+    assert said.out.splitlines()[-1].startswith("val_bpb=")
+    assert said.err == f"{out}/loss.png was not drawn: division by zero\n"
+    assert json.loads((out / "run.json").read_text())["status"] == "finished"
+
+
+@pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "nonsense"])
+def test_a_notebooks_backend_does_not_spoil_the_run(backend, trained, tmp_path):
+    out = shutil.copytree(trained, tmp_path / "run")
+    done = run("train.py", "--resume", f"--out_dir={out}", env={"MPLBACKEND": backend})
+    assert done.stdout.splitlines()[-1].startswith("val_bpb=")
+    assert done.stderr.count("\n") == 1 and "loss.png was not drawn: " in done.stderr
+    assert json.loads((out / "run.json").read_text())["status"] == "finished"
+
+
+def test_the_result_is_printed_before_anything_that_can_fail(small, tmp_path, capsys, monkeypatch):
+    """As on a disk that fills up in the last moment."""
+    record = train.Log.record
+
+    def full(self, event, *args, **values):
+        if event == "end":
+            raise OSError(28, "No space left on device")
+        record(self, event, *args, **values)
+
+    monkeypatch.setattr(train.Log, "record", full)
+    with pytest.raises(OSError):
+        train.main([*small, "--max_steps=2", f"--out_dir={tmp_path / 'run'}"])
+    assert capsys.readouterr().out.splitlines()[-1].startswith("val_bpb=")
+
+
+def test_a_console_that_cannot_show_a_name_does_not_spoil_the_run(trained, tmp_path):
+    for encoding in ("cp1252", "ascii"):
+        out = shutil.copytree(trained, tmp_path / f"日記 {encoding}")
+        env = {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
+        done = run("train.py", "--resume", f"--out_dir={out}", env=env)
+        assert done.stdout.splitlines()[-1].startswith("val_bpb=")
+        assert "\\u65e5\\u8a18" in done.stdout
+        assert json.loads((out / "run.json").read_text())["status"] == "finished"
+
+
+def test_names_and_logs_of_any_kind_have_a_picture_or_a_line(trained, tmp_path, capsys):
+    for name in ("a $run", "$x$ $\\frac{1}{0}$", "ab"):
+        out = shutil.copytree(trained, tmp_path / name)
+        (out / "loss.png").unlink()
+        train.main(["--resume", f"--out_dir={out}"])
+        assert (out / "loss.png").stat().st_size > 5000
+    assert capsys.readouterr().err == ""
+    for kept in (["train"], ["eval"], []):
+        lines = (trained / "log.jsonl").read_text().splitlines()
+        events = [json.loads(line) for line in lines]
+        log = [event for event in events if event["event"] in kept]
+        path = tmp_path / "loss.png"
+        path.unlink(missing_ok=True)
+        if log:
+            draw_losses(log, path)
+            assert path.stat().st_size > 5000
+        else:
+            with pytest.raises(ValueError, match="no train or eval event"):
+                draw_losses(log, path)
+
+
+def test_a_scanner_that_holds_a_checkpoint_for_a_moment_is_waited_for(small, tmp_path, monkeypatch):
+    replace = os.replace
+    held = []
+
+    def busy(source, target):
+        if str(target).endswith("last.pt") and len(held) < 3:
+            held.append(target)
+            raise PermissionError(13, "Access is denied")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", busy)
+    assert train.main([*small, "--max_steps=2", f"--out_dir={tmp_path / 'run'}"]) == 0
+    assert len(held) == 3
+    assert load_checkpoint(tmp_path / "run" / "last.pt")["step"] == 2
+
+
+def test_only_the_last_checkpoint_must_be_written(small, tmp_path, monkeypatch, capsys):
+    write = files.write_atomically
+    failing = []
+    written = []
+
+    def full(path, *args):
+        if (path.name, len(written)) in failing:
+            written.append(path.name)
+            raise OSError(f"cannot write {path} (the disk is full)")
+        if path.suffix == ".pt":
+            written.append(path.name)
+        write(path, *args)
+
+    monkeypatch.setattr(files, "write_atomically", full)
+    args = [*small, "--max_steps=6", "--eval_interval=2", "--overwrite"]
+    out = tmp_path / "run"
+
+    # It writes last.pt, best.pt, last.pt, best.pt, last.pt, best.pt.
+    for places, best in (
+        ([("last.pt", 0), ("best.pt", 1), ("last.pt", 2)], 6),
+        ([("best.pt", 5)], 4),
+    ):
+        failing[:] = places
+        written.clear()
+        assert train.main([*args, f"--out_dir={out}"]) == 0
+        said = capsys.readouterr()
+        assert said.err.count("warning: cannot write ") == len(places)
+        assert said.out.splitlines()[-1].startswith("val_bpb=")
+        assert load_checkpoint(out / "last.pt")["step"] == 6
+        assert load_checkpoint(out / "best.pt")["step"] == best
+
+    failing[:] = [("last.pt", 4)]
+    written.clear()
+    with pytest.raises(OSError, match=r"cannot write .*last.pt"):
+        train.main([*args, f"--out_dir={out}"])
+
+
+def test_a_folder_that_was_deleted_is_made_again(small, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    step = train.train_step
+    n_steps = []
+
+    def delete_at_3(*args):
+        n_steps.append(1)
+        if len(n_steps) == 3:
+            shutil.rmtree(out)
+        return step(*args)
+
+    monkeypatch.setattr(train, "train_step", delete_at_3)
+    args = [*small, "--max_steps=6", "--eval_interval=2", f"--out_dir={out}"]
+    assert train.main(args) == 0
+    log = read_log(out / "log.jsonl")
+    assert [e["step"] for e in log if e["event"] == "train"] == [1, 2, 3, 4, 5, 6]
+    assert [e["event"] for e in log if e["event"] in ("start", "end")] == ["start", "end"]
+    assert load_checkpoint(out / "last.pt")["step"] == 6
+    assert load_checkpoint(out / "best.pt")["step"] in (4, 6)
+    assert json.loads((out / "run.json").read_text())["status"] == "finished"
+
+
+def test_a_second_ctrl_c_says_what_is_saved(tmp_path):
+    machine = SimpleNamespace(rank=0, sum=lambda numbers: numbers)
+    clock = Clock(Config(max_steps=9, out_dir=str(tmp_path)), machine)
+    clock.on_signal(signal.SIGINT, None)
+    with pytest.raises(KeyboardInterrupt, match="nothing is saved"):
+        clock.on_signal(signal.SIGINT, None)
+    (tmp_path / "last.pt").touch()
+    with pytest.raises(KeyboardInterrupt, match="--resume continues from the newest checkpoint"):
+        clock.on_signal(signal.SIGINT, None)
+
+
+# --- records --------------------------------------------------------------------------------------
+
+
+def test_a_run_of_edited_code_says_so_wherever_its_commit_stands(
+    small, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(train, "commit", lambda config_file: "1254c3f-dirty")
+    monkeypatch.setattr(train, "code_changes", lambda config_file: "+an edit, \udcff")
+    out = tmp_path / "run"
+    train.main([*small, "--max_steps=2", f"--out_dir={out}"])
+    assert json.loads((out / "run.json").read_text())["commit"] == "1254c3f-dirty"
+    assert load_checkpoint(out / "last.pt")["commit"] == "1254c3f-dirty"
+    assert (out / "changes.diff").read_text() == "+an edit, ?"
+    share.main([f"--model={out}", f"--to={tmp_path / 'shared'}"])
+    assert "1254c3f-dirty" in (tmp_path / "shared" / "README.md").read_text()
+
+    # What was trained with edited code stays so, and the edit is kept.
+    monkeypatch.setattr(train, "commit", lambda config_file: "2345678")
+    monkeypatch.setattr(train, "code_changes", lambda config_file: "")
+    train.main([*small, "--max_steps=3", "--resume", f"--out_dir={out}"])
+    assert json.loads((out / "run.json").read_text())["commit"] == "2345678-dirty"
+    assert (out / "changes.diff").exists()
+    train.main([*small, "--max_steps=2", "--overwrite", f"--out_dir={out}"])
+    assert json.loads((out / "run.json").read_text())["commit"] == "2345678"
+    assert not (out / "changes.diff").exists()
+
+
+def test_a_longer_run_says_that_the_learning_rate_jumps(small, tmp_path, capsys):
+    args = [*small, f"--out_dir={tmp_path / 'run'}"]
+    train.main([*args, "--max_steps=4"])
+    for length, jumps in (("--max_steps=4", False), ("--max_steps=8", True)):
+        capsys.readouterr()
+        train.main([*args, "--resume", length])
+        assert ("the learning rate jumps from 0% to 71%" in capsys.readouterr().out) == jumps
+    # An interrupted run that goes on as planned does not jump.
+    checkpoint = load_checkpoint(tmp_path / "run" / "last.pt")
+    cfg = Config(**files.known_values(checkpoint["config"], Config))
+    clock = SimpleNamespace(progress=lambda step: step / 8, elapsed=0)
+    for step in range(9):
+        assert train.changes_since(checkpoint | {"step": step}, cfg, clock, None) == []

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
 from config import Config
 from tools import report
@@ -228,7 +229,7 @@ def test_a_picture_has_a_line_for_each_experiment_the_best_on_top():
     rows = report.picture_rows([], [])
     for name, bpbs in (("a", [2.0]), ("$b", [1.5, 1.7]), ("c", [1.8])):
         rows.append(report.Row(name, 80_000, bpbs, "space"))
-    figure = report.Figure(figsize=(9, 2))
+    figure = Figure(figsize=(9, 2))
     left, right = figure.subplots(1, 2, sharey="row")
     report.draw_race(left, right, sorted(rows, key=lambda row: -row.bpbs[0]))
     figure.draw_without_rendering()
@@ -256,3 +257,67 @@ def test_what_is_running_is_told_from_its_heartbeat(home, capsys):
     assert "killed at 25%" in text
     assert "running at 25%" in text
     assert " at 20" in text, "the page must say when the runs had this status"
+
+
+def change(folder, **changes):
+    info = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(info | changes))
+
+
+def test_a_run_of_edited_code_is_marked_and_not_published(home, capsys):
+    write_run(home / "results/clean")
+    for place in ("results/edited", "out/edited"):
+        change(write_run(home / place, seed=2), commit="1254c3f-dirty")
+    report.main(["--publish"])
+    said = capsys.readouterr().err
+    assert "results/edited: it was trained with edited code (1254c3f-dirty)" in said
+    assert set(rows(home / "results/RUNS.md")) == {"clean"}
+    report.main([])
+    assert "edited code (1254c3f-dirty)" in rows(home / "out/RUNS.md")["edited"]["status"]
+
+
+FOREIGN = "<img src=x> [a](http://e.com) ![b](c.png) `d` | www.e.com\n\n# e\n\n```\n---"
+
+
+def test_foreign_text_is_text_in_the_page(home):
+    folder = write_run(home / "out" / "[a](b) <i>", f"--wandb='{FOREIGN}'")
+    config = json.loads((folder / "run.json").read_text())["config"]
+    config |= {"config": FOREIGN, "intuition": FOREIGN, "dataset": FOREIGN}
+    change(folder, config=config, device=FOREIGN + "cpu", status=FOREIGN, commit=FOREIGN)
+    report.main([])
+    page = (home / "out/RUNS.md").read_text()
+    page = re.sub(r"(?<!\\)`[^`\n]*`", "", page)  # code is shown as it is
+    assert "<img" not in page and "<i>" not in page and "http:" not in page and "www." not in page
+    assert [line for line in page.splitlines() if line.startswith("#")][2:] == []
+    table = page.split("## Configs without")[0]
+    assert len(re.findall(r"(?<!\\)\]\(", table)) == 1  # the link to the run
+    assert "```" not in page and "\n---" not in page
+
+
+def test_pictures_that_cannot_be_drawn_are_one_line(home, capsys, monkeypatch):
+    for seed, bpb in ((1, 1.5), (2, 1.4)):
+        write_run(home / f"out/a{seed}", f"--seed={seed} --n_layer={seed}", bpb=bpb, n_layer=seed)
+    monkeypatch.setattr(Figure, "savefig", lambda *_, **__: 1 / 0)
+    report.main([])
+    said = capsys.readouterr()
+    assert said.err == "the pictures were not drawn: division by zero\n"
+    assert "runs: 2 -> out/RUNS.md\n" in said.out
+    assert len(rows(home / "out/RUNS.md")) == 2
+
+
+@pytest.mark.parametrize(
+    "content", [[], {"tasks": "x"}, {"tasks": {"blimp": {"acc": "x"}}, "weights": "best.pt"}]
+)
+def test_scores_that_somebody_else_wrote_do_not_end_the_report(content, home, capsys):
+    write_run(home / "out/a")
+    write_run(home / "out/b", seed=2)
+    (home / "out/b/eval.json").write_text(json.dumps(content))
+    report.main([])
+    if content == []:  # the folder is named, and left out
+        assert rows(home / "out/RUNS.md")["a"]["seeds"] == "1337"
+    else:
+        (row,) = rows(home / "out/RUNS.md").values()
+        assert row["seeds"] == "2, 1337"
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "eval.json" in said

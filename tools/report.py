@@ -26,12 +26,18 @@ from collections import defaultdict, namedtuple
 from pathlib import Path
 from types import SimpleNamespace
 
-from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter
-
 from config import ROOT
 from lib.benchmarks import BENCHMARKS
-from lib.files import duration, game_of, read_json, read_log, run_command, write_atomically
+from lib.files import (
+    duration,
+    extra,
+    game_of,
+    markdown_text,
+    read_json,
+    read_log,
+    run_command,
+    write_atomically,
+)
 
 # Knobs ignored when runs are grouped; by_dataset compares config file and machine itself.
 NOT_COMPARED = {
@@ -64,6 +70,7 @@ SELF_PLAY = {
     "next_byte_weight",
 }
 TASKS = {task: label for task, (label, _) in BENCHMARKS.items()}
+SCORES = {"acc": float, "n": int, "of": int}  # of a task in eval.json
 
 
 # --- reading runs ---------------------------------------------------------------------------------
@@ -119,6 +126,7 @@ def read_run(folder, now):
         tasks=tasks,  # benchmark -> (accuracy in %, items scored, items there are)
         scored_best=scored_best,  # the tasks were scored with best.pt
         status=status_of(info, log, now),
+        commit=clean(info.get("commit")),
         silent=now - last["time"],  # seconds since the last event
     )
     for key in ("parameters", "seconds", "epochs", "n_bytes", "share", "speed", "bpb"):
@@ -162,13 +170,14 @@ def read_tasks(path, last_step):
     """
     if not path.is_file():
         return {}, False
-    found = read_json(path)
+    found = read_json(path, {"weights": str, "step": int, "tasks": {"*": SCORES}})
     weights = found.get("weights")
     is_final = weights == "last.pt" and found.get("step") == last_step
     tasks = {}
     if is_final or weights == "best.pt":
-        for task, result in found["tasks"].items():
-            tasks[task] = (100 * float(result["acc"]), int(result["n"]), int(result["of"]))
+        for task, result in found.get("tasks", {}).items():
+            if result.keys() == SCORES.keys():
+                tasks[task] = (100 * result["acc"], result["n"], result["of"])
     return tasks, weights == "best.pt"
 
 
@@ -206,6 +215,13 @@ def read_runs(publish):
             run = read_run(path.parent, now)
         except Exception as e:  # a folder may hold anything
             print(f"report: skipping {path.parent}: {type(e).__name__}: {e}", file=sys.stderr)
+            continue
+        if publish and run.commit.endswith("-dirty"):
+            print(
+                f"report: skipping {path.parent}: it was trained with edited code ({run.commit}): "
+                "commit the code and train again",
+                file=sys.stderr,
+            )
             continue
         key = (run.config, run.seed, run.log[0]["time"])
         if key not in runs or run.seconds > runs[key].seconds:
@@ -260,15 +276,14 @@ def cells(group, page):
     first = group[0]
     is_finished = first.bpb is not None  # by_dataset: then all are
     place = os.path.relpath(first.folder, page.parent).replace(os.sep, "/")
-    # brackets would end the text of the link
-    label = clean(place).replace("[", "").replace("]", "")
+    config = re.sub("[`|]", "", first.config)  # the rest is text between backticks
     megabytes = mean(group, "n_bytes") / 1e6
     row = {
-        "run": f"[{label}]({urllib.parse.quote(os.fsencode(place))})",
-        "config": f"`{first.config}`",
+        "run": f"[{markdown_text(place)}]({urllib.parse.quote(os.fsencode(place))})",
+        "config": f"`{config}`",
         # the shortest: some commands spell out defaults
-        "what it changes": min((run.changes for run in group), key=len) or "-",
-        "why": first.why or "no docstring",
+        "what it changes": markdown_text(min((run.changes for run in group), key=len)) or "-",
+        "why": markdown_text(first.why) or "no docstring",
         "parameters": f"{first.parameters:,}",
         "of which tables": f"{first.tables:,}" if first.tables else "-",
         "seeds": ", ".join(str(seed) for seed in sorted(run.seed for run in group)),
@@ -276,14 +291,16 @@ def cells(group, page):
         "bytes read, epochs": f"{megabytes:,.1f} MB, {mean(group, 'epochs'):.2f}",
         "training": f"{mean(group, 'seconds'):,.0f} s",
         "bytes/s": f"{mean(group, 'speed'):,.0f}" if is_finished else "-",
-        "device": first.device,
+        "device": markdown_text(first.device),
     }
     for task, column in TASKS.items():
         row[column] = task_cell(group, task)
     statuses = []
     for run in group:
         statuses.append(run.status if run.share == 1 else f"{run.status} at {run.share:.0%}")
-    row["status"] = ", ".join(dict.fromkeys(statuses))  # each status once, in order
+        if run.commit.endswith("-dirty"):
+            statuses.append(f"edited code ({run.commit})")
+    row["status"] = markdown_text(", ".join(dict.fromkeys(statuses)))  # each once, in order
     return row
 
 
@@ -328,7 +345,7 @@ def table(experiments, page):
             columns.append(column)
     lines = [markdown_row(columns), markdown_row("---" for _ in columns)]
     for row in rows:
-        lines.append(markdown_row(clean(row[column]).replace("|", "\\|") for column in columns))
+        lines.append(markdown_row(row[column] for column in columns))
     return lines
 
 
@@ -344,7 +361,12 @@ def write_page(runs, datasets, page):
     rule = "Each table has its own val text: compare runs only within a table."
     lines = ["# All runs", "", f"Written by tools.report{when}. {rule}", ""]
     for name, n_bytes, experiments in datasets:
-        lines += [f"## {name} (val: {n_bytes:,} bytes)", "", *table(experiments, page), ""]
+        lines += [
+            f"## {markdown_text(name)} (val: {n_bytes:,} bytes)",
+            "",
+            *table(experiments, page),
+            "",
+        ]
 
     lines += ["## Configs without a row here", ""]
     with_row = {run.config for run in runs}
@@ -356,7 +378,7 @@ def write_page(runs, datasets, page):
         # Parse the file for its docstring; never run it.
         with contextlib.suppress(SyntaxError):
             docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
-            why = clean(docstring or "no docstring")
+            why = markdown_text(docstring or "no docstring")
             lines.append(f"- `{path.relative_to(ROOT).as_posix()}`: {why}")
     text = "\n".join([*lines, ""])
     write_atomically(page, lambda file: file.write(text.encode()))
@@ -407,6 +429,8 @@ def picture_rows(race, peers):
 
 def draw(datasets, folder):
     """A picture for each val text, with two panels for each kind of race. Returns the paths."""
+    from matplotlib.figure import Figure
+
     all_peers = read_json(ROOT / "results" / "peers.json")["peers"]
     # A dataset's name may be anything, ../../x too.
     slugs = [re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_") for name, _, _ in datasets]
@@ -448,6 +472,8 @@ def draw_race(left, right, rows):
 
     A bar spans the seeds.
     """
+    from matplotlib.ticker import EngFormatter
+
     style = {"textcoords": "offset points", "xytext": (7, 0), "va": "center", "fontsize": 8}
     shown = set()
     for y, (_, parameters, bpbs, kind) in enumerate(rows):
@@ -519,8 +545,10 @@ def main(argv=None):
     runs = [run for run in runs if run.val in vals]
     datasets = by_dataset(runs)
     write_page(runs, datasets, folder / "RUNS.md")
-    written = [str(path) for path in (folder / "RUNS.md", *draw(datasets, folder))]
-    print(f"runs: {len(shown)} -> {', '.join(written)}")
+    written = [folder / "RUNS.md"]
+    with extra("the pictures were not drawn"):
+        written += draw(datasets, folder)
+    print(f"runs: {len(shown)} -> {', '.join(str(path) for path in written)}")
     alive = [progress_line(run) for run in shown if run.status == "running"]
     print("\n".join(alive) or "nothing is running now")
 
