@@ -20,6 +20,12 @@ A line of DIR/TASK.jsonl is {"context": str, "choices": [str, ...], "answer": in
 {"context_options": [str, ...], "continuation": str, "answer": int}; "group": str is optional.
 """
 
+import signal
+
+# While the imports below run, Ctrl-C ends the command without a traceback.
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import dataclasses
 import json
 import math

@@ -22,6 +22,12 @@ The last line printed is the result: how the final weights score on all of val (
 best weights play).
 """
 
+import signal
+
+# While the imports below run, Ctrl-C ends the command without a traceback.
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import contextlib
 import dataclasses
 import functools

@@ -136,11 +136,16 @@ def pick_device(name="auto", local_rank=0):
         else:
             name = "cpu"
             why = "no GPU found"
+    if name.partition(":")[0] not in ("cuda", "mps", "cpu"):
+        raise ValueError(f"device={name!r} must be auto, cuda, cuda:N, mps or cpu")
     try:
         device = torch.device(f"cuda:{local_rank}" if name == "cuda" else name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as e:
-        raise ValueError(f"device={name!r} cannot be used: {first_line(e)}") from None
+        raise ValueError(f"device={name!r} cannot be used: {first_line(e):.200}") from None
+    # Weights saved on "cpu:0" could not be loaded again.
+    if device.type == "cpu":
+        device = torch.device("cpu")
     return device, why
 
 

@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, run
+from conftest import ROOT, SMALL, message_of, run
 
 import bench
 import sample
@@ -33,8 +33,6 @@ from tools import share
 
 @pytest.fixture(scope="module")
 def trained(data_dir, tmp_path_factory):
-    from conftest import SMALL
-
     out = tmp_path_factory.mktemp("damage") / "run"
     train.main(
         [*SMALL, f"--data_dir={data_dir}", "--max_steps=6", "--eval_interval=3", f"--out_dir={out}"]
@@ -722,6 +720,55 @@ def test_out_of_memory_is_one_line(tmp_path, data_dir, small):
         done.stderr
     )
     assert done.stderr.count("\n") == 1
+
+
+@pytest.fixture(scope="module")
+def with_head(data_dir, tmp_path_factory):
+    """A run with everything that last.pt can hold."""
+    out = tmp_path_factory.mktemp("head") / "run"
+    args = [*SMALL, f"--data_dir={data_dir}", "--objective=next_patch", "--max_steps=2"]
+    train.main([*args, f"--out_dir={out}"])
+    return out
+
+
+def adam_state(checkpoint, i=1):
+    return next(iter(checkpoint["optimizers"][i]["state"].values()))
+
+
+UNFIT = {
+    "no head": lambda c: c["objective"].clear(),
+    "another head": lambda c: c["objective"].update({"head.weight": torch.zeros(3, 3)}),
+    "a head too many": lambda c: c["objective"].update({"more": torch.zeros(3, 3)}),
+    "no optimizers": lambda c: c["optimizers"].clear(),
+    "an optimizer too few": lambda c: c["optimizers"].pop(),
+    "optimizers of another kind": lambda c: c.update(optimizers=3),
+    "no state": lambda c: c["optimizers"][0].pop("state"),
+    "fewer groups": lambda c: c["optimizers"][0]["param_groups"].pop(),
+    "momentum of another shape": lambda c: adam_state(c, 0).update(momentum=torch.zeros(2, 3, 4)),
+    "Adam of another shape": lambda c: adam_state(c).update(exp_avg=torch.zeros(3)),
+    "Adam in float64": lambda c: adam_state(c).update(exp_avg_sq=adam_state(c)["exp_avg"].double()),
+    "weights in float64": lambda c: c["model"].update(
+        {"pool.weight": c["model"]["pool.weight"].double()}
+    ),
+    "weights of another shape": lambda c: c["model"].update({"pool.weight": torch.zeros(3, 3)}),
+    "a weight too few": lambda c: c["model"].pop("pool.weight"),
+    "a weight too many": lambda c: c["model"].update(more=torch.zeros(3)),
+    "no tensor": lambda c: c["objective"].update({"head.weight": "zeros"}),
+}
+
+
+@pytest.mark.parametrize("kind", UNFIT)
+def test_a_checkpoint_that_does_not_fit_is_one_line(kind, with_head, tmp_path):
+    out = shutil.copytree(with_head, tmp_path / "run")
+    checkpoint = torch.load(out / "last.pt", weights_only=True)
+    checkpoint["commit"] = "0123abc"
+    UNFIT[kind](checkpoint)
+    torch.save(checkpoint, out / "last.pt")
+    before = (out / "log.jsonl").read_bytes()
+    message = message_of(train.main, ["--resume", "--max_steps=4", f"--out_dir={out}"])
+    assert f"{out}/last.pt" in message
+    assert "commit 0123abc wrote it" in message and "--out_dir" in message
+    assert (out / "log.jsonl").read_bytes() == before
 
 
 # --- what a run can do without --------------------------------------------------------------------

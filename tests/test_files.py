@@ -59,8 +59,13 @@ def test_the_dtype_follows_from_what_the_cpu_has_and_from_nothing_else(monkeypat
 
 def test_a_device_that_is_not_there_is_named():
     assert pick_device("cpu") == (torch.device("cpu"), "as requested")
-    with pytest.raises(ValueError, match=r"device='cuda:7' cannot be used"):
-        pick_device("cuda:7")
+    assert str(pick_device("cpu:0")[0]) == "cpu"
+    for name in ("cuda:7", "cpu:x", "mps:5"):
+        with pytest.raises(ValueError, match=rf"device='{name}' cannot be used"):
+            pick_device(name)
+    for name in ("gpu", "meta", "xla", ""):
+        with pytest.raises(ValueError, match=rf"device='{name}' must be auto, cuda"):
+            pick_device(name)
 
 
 def test_durations():

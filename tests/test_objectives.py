@@ -7,6 +7,7 @@ from typing import get_args
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import message_of
 
 import train
 from config import Config
@@ -432,3 +433,29 @@ def run_with_tokens(folder):
     state = {"model": STLM(cfg).state_dict(), "config": vars(cfg), "step": 1}
     torch.save(state, folder / "tokens/best.pt")
     return folder / "tokens"
+
+
+def test_a_teacher_that_has_changed_is_said_on_resume(small, tmp_path, capsys):
+    teacher = tmp_path / "teacher"
+    train.main([*small, "--max_steps=2", f"--out_dir={teacher}"])
+    args = [*small, "--objective=distill", f"--teacher={teacher}", f"--out_dir={tmp_path / 'run'}"]
+    train.main([*args, "--max_steps=2"])
+    said = f"the weights in teacher={teacher} have changed since this run was saved"
+    for seed, has_changed in ((1337, False), (5, True)):
+        train.main(
+            [*small, "--max_steps=2", f"--seed={seed}", f"--out_dir={teacher}", "--overwrite"]
+        )
+        capsys.readouterr()
+        train.main([*args, "--max_steps=2", "--resume"])
+        assert (said in capsys.readouterr().out) == has_changed
+
+
+def test_a_game_is_no_teacher_of_text(small, tmp_path):
+    game = tmp_path / "game"
+    args = ["config/selfplay_game.py", "--n_embd=16", "--n_head=1", "--n_local_embd=16"]
+    args += ["--device=cpu", "--gram_rows=64", "--games=8", "--batch_bytes=256", "--pretrain=1"]
+    train.main([*args, "--max_seconds=0", "--max_steps=1", f"--out_dir={game}"])
+    distill = ["--objective=distill", f"--teacher={game}", f"--out_dir={tmp_path / 'run'}"]
+    message = message_of(train.main, [*small, *distill, "--max_steps=2"])
+    assert "expected a model of text" in message and "plays tictactoe" in message
+    assert "\n" not in message

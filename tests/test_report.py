@@ -288,7 +288,7 @@ def test_foreign_text_is_text_in_the_page(home):
     page = (home / "out/RUNS.md").read_text()
     page = re.sub(r"(?<!\\)`[^`\n]*`", "", page)  # code is shown as it is
     assert "<img" not in page and "<i>" not in page and "http:" not in page and "www." not in page
-    assert [line for line in page.splitlines() if line.startswith("#")][2:] == []
+    assert [line for line in page.splitlines() if line.startswith("#")][3:] == []
     table = page.split("## Configs without")[0]
     assert len(re.findall(r"(?<!\\)\]\(", table)) == 1  # the link to the run
     assert "```" not in page and "\n---" not in page

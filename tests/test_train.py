@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 import signal
 import socket
@@ -288,6 +289,61 @@ def in_processes(world, folder, args):
         processes.append(subprocess.Popen(command, env=env))
     assert [p.wait(120) for p in processes] == [0] * world
     assert json.loads((folder / "run.json").read_text())["processes"] == world
+
+
+def processes_of(commands, port):
+    """Start train.py with the arguments of each rank of two -> the (stderr, status) of each."""
+    started = []
+    for rank, args in enumerate(commands):
+        env = os.environ | {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": "2",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "OMP_NUM_THREADS": "1",
+        }
+        command = [sys.executable, ROOT / "train.py", *args]
+        started.append(
+            subprocess.Popen(
+                command,
+                env=env,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    return [(p.communicate(timeout=120)[1], p.returncode) for p in started]
+
+
+def test_processes_with_other_text_stop_in_one_line(small, data_dir, tmp_path):
+    text = (data_dir / "words" / "train.bin").read_bytes()
+    val = (data_dir / "words" / "val.bin").read_bytes()
+    write_dataset(tmp_path / "other" / "words", text.replace(b"the", b"eht"), val)
+    args = [*small, "--max_steps=2", f"--out_dir={tmp_path / 'run'}"]
+    ended = processes_of([args, [*args, f"--data_dir={tmp_path / 'other'}"]], free_port())
+    sums = [
+        json.loads((folder / "words" / "meta.json").read_text())["train"]["sha256"]
+        for folder in (data_dir, tmp_path / "other")
+    ]
+    for said, status in ended:
+        (line,) = [line for line in said.splitlines() if line.startswith("train.py: ")]
+        assert status == 1 and "Traceback" not in said
+        assert "data/words/train.bin" in line and all(x in line for x in sums)
+    assert not (tmp_path / "run" / "last.pt").exists()
+
+
+def test_a_port_in_use_is_one_line(small, tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        args = [*small, "--max_steps=2", f"--out_dir={tmp_path / 'run'}"]
+        [(said, status)] = processes_of([args], port)
+    assert status == 1
+    assert "Traceback" not in said
+    assert said.splitlines()[-1].startswith("train.py: cannot connect 2 processes through ")
+    assert f"127.0.0.1:{port}" in said and "--master_port" in said
 
 
 @pytest.mark.parametrize(

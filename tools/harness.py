@@ -3,6 +3,12 @@
 python -m tools.harness --model stlm --model_args model=out/demo --tasks blimp,arc_easy --limit 200
 """
 
+import signal
+
+# While the imports below run, Ctrl-C ends the command without a traceback.
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import sys
 
 import torch

@@ -10,6 +10,12 @@ the same val text get rows, too, and the pictures add the results of other proje
 (results/peers.json). Nothing that a run's files name is ever run or opened.
 """
 
+import signal
+
+# While the imports below run, Ctrl-C ends the command without a traceback.
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import ast
 import contextlib
 import itertools
