@@ -92,6 +92,7 @@ def main(argv=None):
         )
     # Two runs in one folder would destroy each other. Each process of a run holds its own lock.
     out = Path(cfg.out_dir)
+    n_threads = torch.get_num_threads()
     rank = os.environ.get("RANK", "0")
     in_use = f"{out} is in use by another run: wait until it has ended, or give another --out_dir"
     try:
@@ -100,6 +101,7 @@ def main(argv=None):
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+        torch.set_num_threads(n_threads)  # see Threads
 
 
 def train(cfg, argv):
@@ -194,7 +196,7 @@ def train(cfg, argv):
             "commit": info["commit"],
         }
 
-    with clock, log, threads, steps_are_saved(make_checkpoint, last_path, machine):
+    with clock, log, steps_are_saved(make_checkpoint, last_path, machine):
         while True:
             # save and evaluate
             if is_due:
@@ -247,13 +249,11 @@ def train(cfg, argv):
                 cfg.grad_clip,
                 progress,
             )
-            before = clock.elapsed
-            loss, norm = one_step()
+            with threads:
+                loss, norm = one_step()
             step += 1
             clock.tick()
-            if threads.is_on:
-                seconds = clock.elapsed - before
-                threads.after_step(clock.elapsed, seconds, one_step, objective, active)
+            threads.after_step(clock.elapsed, one_step, objective, active)
             is_over = clock.is_over(step)
             is_due = is_over or every(cfg.eval_interval, step)
 

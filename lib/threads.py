@@ -21,8 +21,11 @@ class Threads:
     """The number of CPU threads of a run: all of them, or half as many while that is faster.
 
     It changes only if a step gives the same weights with both, to the bit; otherwise a line
-    advises. (An evaluation may differ in its tenth digit.) All processes decide alike, because they
-    follow the clock of process 0.
+    advises. (An evaluation may differ in its tenth digit.) All processes decide alike.
+
+        with threads:
+            loss = one_step()
+        threads.after_step(...)
     """
 
     def __init__(self, machine, may_change, say):
@@ -43,18 +46,19 @@ class Threads:
         self.wait = 0.0  # how long it holds
 
     def __enter__(self):
-        return self
+        self.start = time.perf_counter()
 
     def __exit__(self, *_):
-        if self.is_on:
-            torch.set_num_threads(self.all)
+        self.step_seconds = time.perf_counter() - self.start
 
-    def after_step(self, elapsed, seconds, one_step, objective, optimizers):
-        """Set the number of threads of the next step.
+    def after_step(self, elapsed, one_step, objective, optimizers):
+        """Set the number of threads of the next step. `elapsed`: the run's seconds of training.
 
-        elapsed, seconds: of the run, and of the step that has just ended
-        one_step: does that step again, and returns the loss and the norm of the gradient
+        one_step: does the last step again, and returns the loss and the norm of the gradient
         """
+        if not self.is_on:
+            return
+        (seconds,) = self.machine.sum([self.step_seconds])
         if self.trial:
             self.seconds[self.trial.pop()] += seconds
             self.end_trial(elapsed)
