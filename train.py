@@ -11,6 +11,7 @@ into out/RUN:
     best.pt     the weights with the lowest val loss so far (a game: the fewest lost lines)
     run.json    command, config, machine, status, result
     loss.png    the loss curves (not for a game)
+    changes.diff    how the code differed from its commit, and new config files, if any
     log.jsonl   one JSON object per event, with step, elapsed (seconds of training) and time:
         train   bpb on the step's batch (objective=masked: on text with gaps; a game: loss), norm of
                 the gradient, lr_scale (share of the peak learning rates), bytes_per_second, mfu,

@@ -6,6 +6,7 @@ import math
 import signal
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -194,7 +195,7 @@ class Log:
             )
         except Exception as e:
             raise ValueError(
-                f"wandb={self.wandb_project}: {first_line(e)}; log in, or train without --wandb"
+                f"wandb={self.wandb_project}: {first_line(e).rstrip('.')}; or train without --wandb"
             ) from None
         self.info["wandb_id"] = self.wandb_run.id
 
@@ -271,4 +272,6 @@ def draw_losses(log, path):
     axes.set_title(path.resolve().parent.name, parse_math=False)
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(path, dpi=110)
+    # A font may lack the characters of a name. Then the title shows boxes.
+    with warnings.catch_warnings(action="ignore"):
+        figure.savefig(path, dpi=110)

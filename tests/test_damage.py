@@ -819,6 +819,7 @@ def test_a_console_that_cannot_show_a_name_does_not_spoil_the_run(trained, tmp_p
         done = run("train.py", "--resume", f"--out_dir={out}", env=env)
         assert done.stdout.splitlines()[-1].startswith("val_bpb=")
         assert "\\u65e5\\u8a18" in done.stdout
+        assert done.stderr == ""
         assert json.loads((out / "run.json").read_text())["status"] == "finished"
 
 

@@ -7,7 +7,8 @@ It also prints the progress of whatever is running. A run is a folder with run.j
 (from train.py) and perhaps eval.json (from bench.py eval). Runs that differ only in seed and commit
 share a row, which shows their mean; a seed that ran twice starts a second row. Published runs with
 the same val text get rows, too, and the pictures add the results of other projects
-(results/peers.json). Nothing that a run's files name is ever run or opened.
+(results/peers.json). Runs of edited code are marked, and not published. Nothing that a run's files
+name is ever run or opened.
 """
 
 import signal
@@ -28,6 +29,7 @@ import statistics
 import sys
 import time
 import urllib.parse
+import warnings
 from collections import defaultdict, namedtuple
 from pathlib import Path
 from types import SimpleNamespace
@@ -468,7 +470,8 @@ def draw(datasets, folder):
             slug += f"_{experiments[0][0].val[0][:8]}"
         path = folder / f"bpb_{slug}.png"
         path.unlink(missing_ok=True)  # savefig would write through a link
-        figure.savefig(path, dpi=90)
+        with warnings.catch_warnings(action="ignore"):  # of a font that lacks a character
+            figure.savefig(path, dpi=90)
         paths.append(path)
     return paths
 
