@@ -12,6 +12,12 @@ either, each document's hash picks its split; with fewer than 20, each document 
 data/NAME appears only when it is complete.
 """
 
+import signal
+
+# While the imports below run, Ctrl-C ends the command without a traceback.
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import contextlib
 import errno
 import functools
@@ -21,7 +27,6 @@ import json
 import math
 import re
 import shutil
-import signal
 import sys
 import time
 from collections import Counter
