@@ -46,6 +46,7 @@ from model import EOT, GPT2_VOCAB
 VAL_CAP = 10_000_000  # bytes of val: more would only make evaluation slow
 HUB_CAP = 1_000_000_000  # most bytes of text if a source is remote; --max_bytes overrides it
 FEW = 20  # with fewer documents, a hash of each would split the text too unevenly
+PART = 1 << 20  # bytes of text to turn into tokens at once
 
 
 @dataclass
@@ -218,13 +219,12 @@ class Split:
                 self._write(piece)
                 continue
             self.text_hash.update(piece)
-            waiting += piece
-            # No token holds a letter and the space after it: a long document can be cut there.
-            if len(waiting) > 1 << 20:
-                ends = [m.end() for m in re.finditer(rb"[A-Za-z](?= [A-Za-z])", waiting)]
-                cut = ends[-1] if ends else 0
-                self._write(self.encoding.encode_ordinary(waiting[:cut].decode()))
-                waiting = waiting[cut:]
+            for start in range(0, len(piece), PART):
+                waiting += piece[start : start + PART]
+                if len(waiting) >= PART:
+                    cut = place_to_cut(waiting)
+                    self._write(self.encoding.encode_ordinary(waiting[:cut].decode()))
+                    waiting = waiting[cut:]
         if waiting:
             self._write(self.encoding.encode_ordinary(waiting.decode()))
         if size:
@@ -260,6 +260,21 @@ class Split:
         if self.encoding:
             info["text_sha256"] = self.text_hash.hexdigest()
         return info
+
+
+def place_to_cut(text):
+    """Where to cut a long text (bytes) so that its tokens stay the same, if that is possible.
+
+    No token holds a letter and the space after it: the place is the last one of this kind. A text
+    without any is cut before its last character, and there one token in a million may differ.
+    """
+    found = re.match(rb".*[A-Za-z](?= [A-Za-z])", text, re.DOTALL)
+    if found:
+        return found.end()
+    cut = len(text) - 1
+    while text[cut] & 0xC0 == 0x80:  # inside a character
+        cut -= 1
+    return cut
 
 
 def fill(train, val, sources, val_sources, cap, val_fraction):
