@@ -31,7 +31,7 @@ import sys
 import time
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Literal
 
 import numpy as np
@@ -40,7 +40,7 @@ from tqdm import tqdm
 from config import parse
 from lib.data import gpt2, read_meta
 from lib.files import lock, run_command
-from lib.sources import PRESETS, Source, errors_named
+from lib.sources import PRESETS, Source, errors_named, is_hub_dataset
 from model import EOT, GPT2_VOCAB
 
 VAL_CAP = 10_000_000  # bytes of val: more would only make evaluation slow
@@ -103,8 +103,10 @@ def main(argv=None):
     with errors_named("tiktoken's gpt2 encoding", advice=advice):
         cfg.encoding()
     with new_folder(out) as folder:
-        for source in sources + val_sources:
-            source.fetch(folder / "fetched")
+        for source in sources:
+            source.fetch(folder / "fetched", cap)
+        for source in val_sources:
+            source.fetch(folder / "fetched", HUB_CAP)
         info = write(folder, words, sources, val_sources, cfg, cap, total)
         shutil.rmtree(folder / "fetched", ignore_errors=True)
         meta = {"name": out.name, **asked, **info, "created": time.strftime("%Y-%m-%d %H:%M:%S")}
@@ -117,9 +119,10 @@ def main(argv=None):
 
 def default_name(word, cfg):
     """The dataset's name, from its first source: a file, a folder, a URL or OWNER/NAME:CONFIG."""
-    if "//" not in word:
+    if is_hub_dataset(word):
         word, _, _ = word.partition(":")
-    name = re.sub(r"^\W+|[^\w.+-]", "", Path(word).stem) or "text"
+    # It reads the paths of every system: C:\Users\me\book.txt, /home/me/book.txt
+    name = re.sub(r"^\W+|[^\w.+-]", "", PureWindowsPath(word).stem) or "text"
     if cfg.tokenizer == "gpt2":
         name += "-gpt2"
     if cfg.gpt2_vocab != GPT2_VOCAB:
@@ -137,7 +140,7 @@ def keep(out, asked):
                 "--name=OTHER keeps both"
             )
     sizes = f"train {size_text(meta['train']['bytes'])}, val {size_text(meta['val']['bytes'])}"
-    sources = ", ".join(meta["sources"])
+    sources = ", ".join(asked["sources"])
     print(f"keeping {out} ({sizes} from {sources}); --overwrite replaces it")
 
 
