@@ -876,7 +876,6 @@ class STLM(nn.Module):
 
     # --- writing ---
 
-    @torch.inference_mode()
     def generate(
         self,
         prompt=b"",
@@ -917,9 +916,11 @@ class STLM(nn.Module):
         t = min(len(text) for text in texts)
         idx = torch.tensor([text[:t] for text in texts])
         while t < max(ends):
-            x, state = self.read(idx.to(device), state, last=True)
-            logits = self.head(x[:, 0]).cpu()
-            drawn = sample(logits, temperature, top_k, top_p, generator)
+            # Not around the yield: the caller's code runs there, and may never come back.
+            with torch.inference_mode():
+                x, state = self.read(idx.to(device), state, last=True)
+                logits = self.head(x[:, 0]).cpu()
+                drawn = sample(logits, temperature, top_k, top_p, generator)
             new = [None] * len(texts)
             for i, text in enumerate(texts):
                 if len(text) > t:  # its prompt is still being read

@@ -12,6 +12,12 @@ either, each document's hash picks its split; with fewer than 20, each document 
 data/NAME appears only when it is complete.
 """
 
+import signal
+
+# While the imports below run, Ctrl-C ends the command without a traceback.
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import contextlib
 import errno
 import functools
@@ -21,12 +27,11 @@ import json
 import math
 import re
 import shutil
-import signal
 import sys
 import time
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Literal
 
 import numpy as np
@@ -35,12 +40,13 @@ from tqdm import tqdm
 from config import parse
 from lib.data import gpt2, read_meta
 from lib.files import lock, run_command
-from lib.sources import PRESETS, Source, errors_named
+from lib.sources import PRESETS, Source, errors_named, is_hub_dataset
 from model import EOT, GPT2_VOCAB
 
 VAL_CAP = 10_000_000  # bytes of val: more would only make evaluation slow
 HUB_CAP = 1_000_000_000  # most bytes of text if a source is remote; --max_bytes overrides it
 FEW = 20  # with fewer documents, a hash of each would split the text too unevenly
+PART = 1 << 20  # bytes of text to turn into tokens at once
 
 
 @dataclass
@@ -97,8 +103,10 @@ def main(argv=None):
     with errors_named("tiktoken's gpt2 encoding", advice=advice):
         cfg.encoding()
     with new_folder(out) as folder:
-        for source in sources + val_sources:
-            source.fetch(folder / "fetched")
+        for source in sources:
+            source.fetch(folder / "fetched", cap)
+        for source in val_sources:
+            source.fetch(folder / "fetched", HUB_CAP)
         info = write(folder, words, sources, val_sources, cfg, cap, total)
         shutil.rmtree(folder / "fetched", ignore_errors=True)
         meta = {"name": out.name, **asked, **info, "created": time.strftime("%Y-%m-%d %H:%M:%S")}
@@ -111,9 +119,10 @@ def main(argv=None):
 
 def default_name(word, cfg):
     """The dataset's name, from its first source: a file, a folder, a URL or OWNER/NAME:CONFIG."""
-    if "//" not in word:
+    if is_hub_dataset(word):
         word, _, _ = word.partition(":")
-    name = re.sub(r"^\W+|[^\w.+-]", "", Path(word).stem) or "text"
+    # It reads the paths of every system: C:\Users\me\book.txt, /home/me/book.txt
+    name = re.sub(r"^\W+|[^\w.+-]", "", PureWindowsPath(word).stem) or "text"
     if cfg.tokenizer == "gpt2":
         name += "-gpt2"
     if cfg.gpt2_vocab != GPT2_VOCAB:
@@ -131,7 +140,7 @@ def keep(out, asked):
                 "--name=OTHER keeps both"
             )
     sizes = f"train {size_text(meta['train']['bytes'])}, val {size_text(meta['val']['bytes'])}"
-    sources = ", ".join(meta["sources"])
+    sources = ", ".join(asked["sources"])
     print(f"keeping {out} ({sizes} from {sources}); --overwrite replaces it")
 
 
@@ -213,13 +222,12 @@ class Split:
                 self._write(piece)
                 continue
             self.text_hash.update(piece)
-            waiting += piece
-            # No token holds a letter and the space after it: a long document can be cut there.
-            if len(waiting) > 1 << 20:
-                ends = [m.end() for m in re.finditer(rb"[A-Za-z](?= [A-Za-z])", waiting)]
-                cut = ends[-1] if ends else 0
-                self._write(self.encoding.encode_ordinary(waiting[:cut].decode()))
-                waiting = waiting[cut:]
+            for start in range(0, len(piece), PART):
+                waiting += piece[start : start + PART]
+                if len(waiting) >= PART:
+                    cut = place_to_cut(waiting)
+                    self._write(self.encoding.encode_ordinary(waiting[:cut].decode()))
+                    waiting = waiting[cut:]
         if waiting:
             self._write(self.encoding.encode_ordinary(waiting.decode()))
         if size:
@@ -255,6 +263,21 @@ class Split:
         if self.encoding:
             info["text_sha256"] = self.text_hash.hexdigest()
         return info
+
+
+def place_to_cut(text):
+    """Where to cut a long text (bytes) so that its tokens stay the same, if that is possible.
+
+    No token holds a letter and the space after it: the place is the last one of this kind. A text
+    without any is cut before its last character, and there one token in a million may differ.
+    """
+    found = re.match(rb".*[A-Za-z](?= [A-Za-z])", text, re.DOTALL)
+    if found:
+        return found.end()
+    cut = len(text) - 1
+    while text[cut] & 0xC0 == 0x80:  # inside a character
+        cut -= 1
+    return cut
 
 
 def fill(train, val, sources, val_sources, cap, val_fraction):

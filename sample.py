@@ -8,6 +8,12 @@ The text streams to stdout in UTF-8, the prompt first; everything else goes to s
 plays a game, you play against it: python sample.py --model=out/selfplay_game
 """
 
+import signal
+
+# While the imports below run, Ctrl-C ends the command without a traceback.
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import codecs
 import math
 import sys
@@ -36,7 +42,7 @@ class SampleConfig:
     prompt_file: str = ""  # read the prompt from this file; - is standard input
     max_new_bytes: int = 500  # bytes after the prompt
     num_samples: int = 1  # texts to write, one after the other
-    stop: bool = True  # end a text when the model ends its document
+    stop: bool = True  # end a text where its document ends; false: go on after an empty line
     # --- sampling ---
     temperature: float = 0.8  # below 1 is safer, above 1 is wilder; 0: always the most likely byte
     top_k: int = 0  # sample from the k most likely bytes; 0: from all
@@ -74,7 +80,8 @@ def main(argv=None):
     print(
         f"{path}: step {checkpoint['step']}, {parameters:,} parameters, {device}", file=sys.stderr
     )
-    sys.stdout.reconfigure(encoding="utf-8")
+    if hasattr(sys.stdout, "reconfigure"):  # not in a notebook
+        sys.stdout.reconfigure(encoding="utf-8")
     game = game_of(checkpoint)
     if game and not prompt:
         play_person(GAMES[game](device), model)
@@ -89,6 +96,11 @@ def main(argv=None):
 
 def read_prompt(cfg):
     """The prompt in bytes."""
+    if cfg.prompt_file == "-" and not hasattr(sys.stdin, "buffer"):
+        raise ValueError(
+            "prompt_file=-: expected bytes on standard input, got none, as in a notebook; "
+            "give --prompt=TEXT or --prompt_file=FILE"
+        )
     if cfg.prompt_file:
         return read_utf8(cfg.prompt_file, "prompt_file")
     try:
@@ -116,13 +128,19 @@ def write_text(model, prompt, cfg, generator):
         stop=cfg.stop,
     )
     for symbol in symbols:
-        piece = decode(model.cfg, [symbol])
-        n += len(piece)
-        print(decoder.decode(piece), end="", flush=True)
+        if symbol == model.eot:  # with stop=false
+            n += 1
+            text = decoder.decode(b"", final=True) + "\n\n"
+        else:
+            piece = decode(model.cfg, [symbol])
+            n += len(piece)
+            text = decoder.decode(piece)
+        print(text, end="", flush=True)
         # a BPE baseline writes several bytes at once
         if n >= cfg.max_new_bytes:
             break
-    print(decoder.decode(b"", final=True), flush=True)
+    # What the model left unfinished is U+FFFD; a character that max_new_bytes cut is left out.
+    print(decoder.decode(b"", final=n < cfg.max_new_bytes), flush=True)
     seconds = time.perf_counter() - start
     print(f"{n} bytes in {seconds:.2f} s: {n / seconds:,.0f} bytes/s", file=sys.stderr)
 

@@ -11,7 +11,8 @@ why the experiment is worth running. The command line wins over the file.
 
 A misspelt name, a wrong type or an impossible value raises a ValueError that names the key and its
 source; for a misspelt name, also the nearest valid one. Only a file that the user or this code
-names is ever run: a name in a log or a checkpoint never leads to one.
+names is ever run: a name in a log or a checkpoint never leads to one. In words and in knobs that
+name files, a ~ in front is the home folder: the shell leaves that of --out_dir=~/x as it is.
 """
 
 import ast
@@ -19,6 +20,8 @@ import dataclasses
 import difflib
 import inspect
 import math
+import numbers
+import os
 import re
 import runpy
 import sys
@@ -221,6 +224,19 @@ ELSEWHERE = {
     "play": "`python sample.py` plays against you, if the model plays a game",
 }
 YES_NO = {"true": True, "1": True, "false": False, "0": False}
+# The knobs of all commands that name a file or a folder.
+PATHS = (
+    "data",
+    "data_dir",
+    "init_from",
+    "model",
+    "out_dir",
+    "prompt_file",
+    "teacher",
+    "text",
+    "to",
+    "val",
+)
 
 
 def did_you_mean(word, choices):
@@ -237,25 +253,40 @@ def convert(cls, key, value, where, is_text=False):
     """
     kinds = {field.name: field.type for field in dataclasses.fields(cls)}
     if key not in kinds:
-        raise ValueError(f"{where}: unknown key {key!r}{hint(key, kinds)}")
+        advice = hint(key, kinds)
+        if not is_text:
+            advice += f"; if it is no knob, call it _{key}: names that begin with _ are left alone"
+        raise ValueError(f"{where}: unknown key {key!r}{advice}")
     kind = kinds[key]
     choices = typing.get_args(kind)
     if choices:
         converted = to_choice(value, choices)
         expected = f"one of {', '.join(repr(choice) for choice in choices)}"
-        expected += did_you_mean(value, choices)
+        if isinstance(value, str):
+            expected += did_you_mean(value, choices)
     elif kind is bool:
         converted = YES_NO.get(value.lower()) if is_text else value
         expected = "true or false"
     elif kind is str:
         converted = value
+        if key in PATHS and isinstance(value, str):
+            converted = os.path.expanduser(value)
         expected = "str"
     else:
         converted = to_number(value, kind, is_text)
         expected = kind.__name__
     if converted is None or (not choices and type(converted) is not kind):
-        raise ValueError(f"{where}: {key}={value!r}: expected {expected}")
+        raise ValueError(f"{where}: {key}={shown(value)}: expected {expected}")
     return converted
+
+
+def shown(value):
+    """repr(value) on one line of at most 100 characters, whatever object a config file made."""
+    try:
+        text = repr(value)
+    except Exception:
+        text = f"<{type(value).__name__}>"
+    return " ".join(text.split())[:100]
 
 
 def hint(key, kinds):
@@ -270,6 +301,8 @@ def hint(key, kinds):
 
 def to_choice(value, choices):
     """The choice, or None. If `choices` has "on" or "true", then true, false, 1 and 0 work, too."""
+    if not isinstance(value, (str, int)):  # an odd object of a config file
+        return None
     is_yes = YES_NO.get(str(value).lower())
     if is_yes is not None and "on" in choices:
         return "on" if is_yes else "off"
@@ -279,15 +312,15 @@ def to_choice(value, choices):
 
 
 def to_number(value, kind, is_text):
-    """The int or float, or None. 1e6 is a fine int, and 3 a fine float."""
+    """The int or float, or None. 1e6 is a fine int, 3 a fine float, and so are numpy's numbers."""
     try:
         number = ast.literal_eval(value) if is_text else value
-        if type(number) not in (int, float):
+        if not isinstance(number, numbers.Real) or isinstance(number, bool):
             return None
         if kind is int and not float(number).is_integer():
             return None
         return kind(number)
-    except (ValueError, SyntaxError, OverflowError):
+    except Exception:  # not a number, too large, or nested too deeply
         return None
 
 
@@ -310,19 +343,26 @@ def find_file(path):
 def load_file(cls, path):
     """Run a config file. Returns (its assignments as a dict, its docstring)."""
     path = find_file(path)
+    before = list(sys.path)
     sys.path.insert(0, str(ROOT))  # config files import each other as config.NAME
     try:
         names = runpy.run_path(str(path))
-    except Exception as e:
-        raise ValueError(f"{path}: {type(e).__name__}: {e}") from e
+    except KeyboardInterrupt:
+        raise
+    except BaseException as e:  # sys.exit() in the file raises SystemExit
+        problem = " ".join(f"{type(e).__name__} {e}".split())
+        raise ValueError(f"{path}: expected assignments, got {problem}; correct the file") from e
     finally:
-        sys.path.remove(str(ROOT))
+        sys.path[:] = before
+    docstring = names.get("__doc__") or ""
+    if not isinstance(docstring, str):
+        raise ValueError(f"{path}: __doc__={shown(docstring)}: expected str")
     not_knobs = (types.ModuleType, types.FunctionType, types.BuiltinFunctionType, type)
     values = {}
     for key, value in names.items():
         if not key.startswith("_") and not isinstance(value, not_knobs):
             values[key] = convert(cls, key, value, path)
-    return values, inspect.cleandoc(names["__doc__"] or "")
+    return values, inspect.cleandoc(docstring)
 
 
 def build(cls, values, where="config"):
@@ -342,7 +382,7 @@ def read_command_line(cls, argv):
     while rest:
         word = rest.pop(0)
         if not word.startswith("--"):
-            words.append(word)
+            words.append(os.path.expanduser(word))
             continue
         key, equals, value = word[2:].partition("=")
         if not equals and key in kinds:

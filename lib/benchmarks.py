@@ -94,13 +94,16 @@ def local_items(path):
                 check_item(item)
             except KeyError as e:
                 raise ValueError(f"{path}, line {number}: no {e}; see --help") from None
-            except (ValueError, TypeError) as e:
-                raise ValueError(f"{path}, line {number}: {e}; see --help") from None
+            except (ValueError, RecursionError) as e:
+                why = str(e)[:200]
+                raise ValueError(f"{path}, line {number}: {why}; see --help") from None
             yield item
 
 
 def check_item(item):
-    """ValueError, TypeError or KeyError if it is not an item."""
+    """ValueError or KeyError if it is not an item."""
+    if not isinstance(item, dict):
+        raise ValueError(f"expected an object, got {item!r}")
     if "context_options" in item:
         choices = item["context_options"]
         other = item["continuation"]
@@ -109,7 +112,7 @@ def check_item(item):
         other = item["context"]
     if not isinstance(choices, list) or not choices:
         raise ValueError(f"expected a list of choices, got {choices!r}")
-    for text in (*choices, other):
+    for text in (*choices, other, item.get("group", "")):
         if not isinstance(text, str):
             raise ValueError(f"expected text, got {text!r}")
         text.encode()  # raises for half of a surrogate pair
@@ -118,5 +121,3 @@ def check_item(item):
     answer = item["answer"]
     if type(answer) is not int or not 0 <= answer < len(choices):
         raise ValueError(f"expected answer from 0 to {len(choices) - 1}, got {answer!r}")
-    if not isinstance(item.get("group", ""), str):
-        raise ValueError(f"expected a text as group, got {item['group']!r}")

@@ -7,7 +7,6 @@ A byte model's symbols are the bytes. The BPE baseline's are GPT-2's tokens, or 
 import contextlib
 import functools
 import hashlib
-import json
 import math
 import re
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from lib.files import read_json
 from model import EOT, GPT2_VOCAB
 
 # --- symbols --------------------------------------------------------------------------------------
@@ -80,8 +80,8 @@ def newest_dataset(cfg):
     found = []
     for path in Path(cfg.data_dir).glob("*/meta.json"):
         # a broken dataset does not count
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            meta = json.loads(path.read_text(encoding="utf-8"))
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            meta = read_json(path)
             if (meta["tokenizer"], meta.get("vocab_size", 256)) == (cfg.tokenizer, vocab_size):
                 found.append((path.stat().st_mtime, path.parent.name))
     if not found:
@@ -95,24 +95,41 @@ def read_meta(folder):
     path = Path(folder) / "meta.json"
     advice = "copy the dataset again, or make a new one with prepare.py --overwrite"
     try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
+        meta = read_json(path)
         dtype = np.dtype({"bytes": "uint8", "gpt2": "uint16"}[meta["tokenizer"]])
+        most_bytes = {"bytes": 1, "gpt2": 128}[meta["tokenizer"]]  # in a symbol
         if meta["dtype"] != dtype.name:
-            raise ValueError(f"expected dtype={dtype.name}, got {meta['dtype']}")
-        if int(meta["vocab_size"]) < 2:
-            raise ValueError(f"expected vocab_size of at least 2, got {meta['vocab_size']}")
+            raise ValueError(f"expected dtype={dtype.name}, got {meta['dtype']!r}")
+        check_count(meta, "vocab_size", 2)
         for split in ("train", "val"):
             info = meta[split]
-            if int(info["bytes"]) < 1 or len(info["sha256"]) != 64:
-                raise ValueError(f"expected bytes above 0 and a sha256 for {split}, got {info}")
+            check_count(info, "bytes", 1)
+            check_count(info, "symbols", 1)
+            check_count(info, "documents", 0)
+            if not re.fullmatch("[0-9a-f]{64}", info["sha256"]):
+                raise ValueError(f"expected a sha256 for {split}, got {info['sha256']!r}")
             bin_path = path.with_name(f"{split}.bin")
             size = bin_path.stat().st_size
-            expected = int(info["symbols"]) * dtype.itemsize
+            expected = info["symbols"] * dtype.itemsize
             if size != expected:
                 raise ValueError(f"expected {expected:,} bytes in {bin_path}, got {size:,}")
+            # Bits per byte would be too low.
+            most = info["symbols"] * most_bytes
+            if info["bytes"] > most:
+                raise ValueError(
+                    f"expected at most {most:,} bytes of text in {bin_path}, got {info['bytes']:,}"
+                )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-        raise ValueError(f"{path} cannot be used ({type(e).__name__}: {e}); {advice}") from None
+        why = f"{type(e).__name__}: {str(e)[:200]}"
+        raise ValueError(f"{path} cannot be used ({why}); {advice}") from None
     return meta
+
+
+def check_count(info, key, lowest):
+    """ValueError unless info[key] is a whole number of at least `lowest`."""
+    value = info[key]
+    if type(value) is not int or value < lowest:  # not bool, which is an int, too
+        raise ValueError(f"expected {key} of at least {lowest}, got {value!r}")
 
 
 @functools.lru_cache(maxsize=1)
@@ -175,7 +192,10 @@ class Data:
     def of_text(cls, cfg, text):
         """Any text (bytes of valid UTF-8) as a split. It has only symbols and lengths."""
         self = cls.__new__(cls)
-        self.symbols = np.array(encode(cfg, text))
+        if cfg.tokenizer == "bytes":
+            self.symbols = np.frombuffer(text, dtype=np.uint8)  # the text itself, not a copy
+        else:
+            self.symbols = np.array(encode(cfg, text), dtype=np.uint16)
         self.lengths = symbol_lengths(cfg.tokenizer, cfg.gpt2_vocab)
         return self
 

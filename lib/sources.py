@@ -15,12 +15,14 @@ import itertools
 import json
 import os
 import re
-import socket
 import sysconfig
 import urllib.parse
 import urllib.request
 from collections import Counter, namedtuple
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
+
+from tqdm import tqdm
 
 from lib.files import first_line
 
@@ -67,6 +69,13 @@ PRESETS = {
 }
 # folders of Python's library that hold tests or other people's code
 NOT_STDLIB = {"test", "tests", "idle_test", "lib2to3", "site-packages", "dist-packages"}
+FETCH_SECONDS = 3600  # longest time that a download may take
+SILENT_SECONDS = 10  # longest time that a server may say nothing
+
+
+def is_hub_dataset(word):
+    """Whether a word looks like OWNER/NAME or OWNER/NAME:CONFIG."""
+    return re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?", word) is not None
 
 
 class Source:
@@ -79,14 +88,14 @@ class Source:
         self.size = None  # bytes; None: unknown
         self.left_out = Counter()  # how many files and rows were left out, by reason
         self.remote = ""  # a Hub dataset or a URL
+        self.is_cut = False  # the download was stopped before the end of the file
         self.configuration = ""
         self.split = "train"
         self.column = cfg.text_column
 
-        paths = [Path(path) for path in sorted(glob.glob(word, recursive=True))]
+        paths = [Path(path) for path in sorted(found_by(word))]
         if Path(word).exists():  # a name may have * or [ in it
             paths = [Path(word)]
-        is_hub_name = re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?", word) is not None
         # OWNER/NAME.txt is a misspelt path
         looks_like_file = suffix_of(Path(word)) in (".txt", ".md", ".py", ".zip", *ROWS)
         # "stdlib" wins over files; these over other presets
@@ -102,7 +111,7 @@ class Source:
                 self.column = column
         elif word.startswith(("http://", "https://")):
             self.remote = word
-        elif is_hub_name and not looks_like_file:
+        elif is_hub_dataset(word) and not looks_like_file:
             self.remote, _, self.configuration = word.partition(":")
         else:
             raise ValueError(
@@ -125,7 +134,11 @@ class Source:
         """Add the files of a glob, or all files in a folder."""
         found = []
         for path in paths:
-            found += sorted(path.rglob("*")) if path.is_dir() else [path]
+            # A link to a folder may lead back to it: follow none but the word itself.
+            if path.is_dir() and (not path.is_symlink() or path == Path(self.word)):
+                found += sorted(path.rglob("*"))
+            else:
+                found.append(path)
         # the part of the word in front of the first wildcard
         root = self.word
         if not Path(root).is_dir():
@@ -135,25 +148,28 @@ class Source:
     def add_text_files(self, paths, root):
         """Add the text files under `root`, each once; count the others by the reason."""
         known = set()
-        for path in paths:
-            if not path.is_file():
+        for path in dict.fromkeys(paths):
+            if not path.is_file() and not path.is_dir():
                 continue
             reason = self.reason_to_leave_out(path, root)
             if reason:
                 self.left_out[reason] += 1
-            elif path.resolve() not in known:
+            elif path.is_file() and path.resolve() not in known:
                 self.files.append(path)
-            known.add(path.resolve())
+                known.add(path.resolve())
 
     def reason_to_leave_out(self, path, root):
-        """Why a file in a folder is not part of its text, or ""."""
+        """Why a file in a folder, or a link to another folder, is not part of its text, or ""."""
+        leaves = not path.resolve().is_relative_to(root.resolve())
+        if path.is_dir() and not leaves:
+            return ""
         parts = path.relative_to(root).parts
         errors = self.cfg.errors
         if any(part.startswith(".") for part in parts):
             return "hidden"
         if {"__pycache__", "node_modules"} & set(parts):
             return "in caches"
-        if not path.resolve().is_relative_to(root.resolve()):
+        if leaves:
             return "reached by links that leave the folder"
         if suffix_of(path) in ROWS:
             if not has_column(path, self.column, errors):
@@ -162,15 +178,28 @@ class Source:
             return f"not UTF-8 text ({path.suffix or 'no suffix'})"
         return ""
 
-    def fetch(self, folder):
-        """Download the file of a URL into `folder`."""
+    def fetch(self, folder, most):
+        """Download the file of a URL into `folder`: of text, little more than `most` bytes."""
         if not self.remote.startswith("http"):
             return
+        # in a folder of its own, because two URLs may end in the same name
         folder.mkdir(exist_ok=True)
-        path = folder / (Path(urllib.parse.urlparse(self.remote).path).name or "text")
-        socket.setdefaulttimeout(10)
-        with reached(self.remote):
-            urllib.request.urlretrieve(self.remote, path)
+        folder = folder / str(len(os.listdir(folder)))
+        folder.mkdir()
+        with reached(self.remote), tqdm(unit="B", unit_scale=True, disable=None) as bar:
+            path = folder / (Path(urllib.parse.urlparse(self.remote).path).name or "text")
+            # in a thread, because a server that sends a byte now and then could hold us forever
+            with ThreadPool(1) as thread:
+                work = thread.apply_async(download, (self.remote, path, most, bar))
+                work.wait(FETCH_SECONDS)
+            if not work.ready():
+                raise ValueError(
+                    f"{self.remote} takes more than {FETCH_SECONDS:,} seconds: download it "
+                    "yourself, and give the file"
+                )
+            self.is_cut = work.get()
+        if self.is_cut:
+            print(f"{self.remote} has more than {most:,} bytes: the rest is left out")
         self.files = [path]
 
     def documents(self):
@@ -179,11 +208,12 @@ class Source:
         if self.remote and not self.files:
             yield from self.documents_of(self.remote, self.hub_rows())
         for path in self.files:
+            name = self.remote or path
             read_rows = ROWS.get(suffix_of(path))
             if read_rows:
-                yield from self.documents_of(path, read_rows(path, self.column, self.cfg.errors))
+                yield from self.documents_of(name, read_rows(path, self.column, self.cfg.errors))
             else:
-                yield functools.partial(read_text, path, self.cfg.errors)
+                yield functools.partial(read_text, path, self.cfg.errors, name)
 
     def documents_of(self, name, rows):
         """A document for each row of a table."""
@@ -193,6 +223,9 @@ class Source:
                     text = text_of(row, self.column, self.cfg.errors)
                 except ValueError as e:
                     if self.cfg.errors == "strict":
+                        # A download may stop in the middle of its last row.
+                        if self.is_cut and next(rows, None) is None:
+                            return
                         raise ValueError(
                             f"{name}, {where}: {e}; --errors=replace repairs or skips it"
                         ) from None
@@ -227,6 +260,81 @@ class Source:
             self.remote, self.configuration or None, split=self.split, streaming=True
         )
         return ((f"row {n}", row) for n, row in enumerate(rows, 1))
+
+
+def found_by(pattern):
+    """The paths that a glob finds, and the links to folders that its `**` does not enter.
+
+    glob.glob enters them, and never ends if they lead back.
+    """
+    parts = re.fullmatch(r"(|.*?[/\\])\*\*(?:[/\\]+(.*))?", pattern)
+    if not parts:
+        return set(glob.glob(pattern))
+    start, rest = parts.groups(default="")
+    found = set()
+    for top in glob.glob(start or "."):
+        for folder, names, _ in os.walk(top):
+            names[:] = [name for name in names if not name.startswith(".")]
+            paths = [os.path.join(folder, name) for name in names]
+            found |= {path for path in paths if os.path.islink(path)}
+            found |= found_by(os.path.join(glob.escape(folder), rest or "*"))
+    return found
+
+
+def download(url, path, most, bar):
+    """Write the file of a URL to `path`. Returns whether it was cut: it has more than `most` bytes.
+
+    It is cut a little later: text between two characters, a table after the next line, if that ends
+    within a MiB. ValueError if the file is of a kind that cannot be cut.
+    """
+    is_table = suffix_of(path) in ROWS
+    enough = most + 16  # with the byte-order mark, and the last characters whole
+    if is_table:
+        enough = most + (1 << 20)
+    size = 0
+    head = b""
+    with urllib.request.urlopen(url, timeout=SILENT_SECONDS) as response, open(path, "wb") as file:
+        expected = response.length or 0  # 0: unknown
+        bar.total = min(expected, enough) or None
+        while size < enough:
+            piece = response.read1(1 << 16)
+            if not piece:
+                break
+            file.write(piece)
+            size += len(piece)
+            bar.update(len(piece))
+            head = (head + piece)[:64]
+            if max(size, expected) > most:
+                refuse_to_cut(url, path, head, most)
+            if is_table and size > most and b"\n" in piece[most - size :]:
+                break
+    if not piece:
+        if size < expected:
+            raise ConnectionError(f"expected {expected:,} bytes, got {size:,}")
+        return False
+    with open(path, "r+b") as file:
+        file.seek(most)
+        rest = file.read(enough - most)
+        end = rest.find(b"\n") + 1 if is_table else 0
+        if not end:
+            end = len(rest) - 1
+            while end > 0 and rest[end] & 0xC0 == 0x80:  # inside a character
+                end -= 1
+        file.truncate(most + end)
+    return True
+
+
+def refuse_to_cut(url, path, head, most):
+    """ValueError if a file with these first bytes cannot be read in part."""
+    kinds = {GZIP: "compressed with gzip", b"PAR1": "parquet"}
+    if suffix_of(path) in (".json", ".jsonl"):
+        kinds[b"["] = "a JSON list"
+    for magic, kind in kinds.items():
+        if head.removeprefix(codecs.BOM_UTF8).lstrip().startswith(magic):
+            raise ValueError(
+                f"{url} has more than {most:,} bytes, and is {kind}, which cannot be cut: download "
+                "it yourself, and give the file"
+            )
 
 
 @contextlib.contextmanager
@@ -283,7 +391,7 @@ def json_rows(path, column, errors):
         elif line.strip():
             try:
                 yield where, json.loads(line)
-            except ValueError as e:
+            except (ValueError, RecursionError) as e:
                 yield where, e
 
 
@@ -314,6 +422,7 @@ def csv_rows(path, column, errors):
 
 
 def parquet_rows(path, column, errors):
+    import pyarrow
     import pyarrow.parquet
 
     with pyarrow.parquet.ParquetFile(path) as file:
@@ -326,7 +435,11 @@ def parquet_rows(path, column, errors):
             return
         n = 0
         for batch in file.iter_batches(1000, columns=[column]):
-            for cell in batch.column(0).to_pylist():
+            cells = batch.column(0)
+            # as bytes, so that a row that is not UTF-8 is named, or repaired
+            if pyarrow.types.is_string(cells.type) or pyarrow.types.is_large_string(cells.type):
+                cells = cells.cast(pyarrow.large_binary())
+            for cell in cells.to_pylist():
                 n += 1
                 yield f"row {n}", {column: cell}
 
@@ -344,7 +457,7 @@ def has_column(path, column, errors):
     suffix = suffix_of(path)
     try:
         _, row = next(ROWS[suffix](path, column, errors), (None, {column: ""}))
-    except ValueError as e:
+    except Exception as e:
         row = e
     if isinstance(row, dict):
         return column in row
@@ -400,11 +513,11 @@ def lines_of(path, errors):
             yield f"line {number}", text
 
 
-def read_text(path, errors):
-    """Yield a file in pieces of whole characters, without a byte-order mark."""
+def read_text(path, errors, name):
+    """Yield a file in pieces of whole characters, without a byte-order mark; errors have `name`."""
     decoder = codecs.getincrementaldecoder("utf-8")(errors)
     offset = 0
-    with errors_named(path), open_text(path) as file:
+    with errors_named(name), open_text(path) as file:
         while True:
             piece = file.read(1 << 20)
             held_back, _ = decoder.getstate()  # the beginning of a character
@@ -413,7 +526,7 @@ def read_text(path, errors):
             except UnicodeDecodeError as e:
                 place = offset - len(held_back) + e.start
                 raise ValueError(
-                    f"{path} is not UTF-8: byte {place} is 0x{e.object[e.start]:02X}; "
+                    f"{name} is not UTF-8: byte {place} is 0x{e.object[e.start]:02X}; "
                     "--errors=replace puts U+FFFD there"
                 ) from None
             if offset == 0:
@@ -428,7 +541,7 @@ def read_text(path, errors):
 def is_text(path, errors):
     """Whether the first 2 MiB of a file are text: no NUL and, unless errors="replace", UTF-8."""
     try:
-        for piece in itertools.islice(read_text(path, errors), 2):
+        for piece in itertools.islice(read_text(path, errors, path), 2):
             if b"\0" in piece:
                 return False
     except ValueError:

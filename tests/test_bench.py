@@ -296,6 +296,43 @@ def test_malformed_items_are_refused_with_file_and_line(line, tmp_path):
     assert BAD[line] in str(e.value) and "\n" not in str(e.value)
 
 
+DAMAGED = {
+    b"[" * 100_000: "",
+    b'{"context": ' * 100_000: "",
+    b"[" * 900 + b"]" * 900: "",
+    b'"choices"': "expected an object, got 'choices'",
+    b"7": "expected an object, got 7",
+    b"null": "expected an object, got None",
+    b'["choices", "context", "answer"]': "expected an object, got ['choices'",
+    b'{"context": "caf\xe9", "choices": ["a", "b"], "answer": 0}': "utf-8",
+    b"\xff\xfe\x00": "",
+    b"PK\3\4\0\0": "",
+    b'{"context": "", "choices": ["a", "b"], "answer": NaN}': "got nan",
+    b'{"context": "", "choices": ["a", "b"], "answer": 1e999}': "got inf",
+    b'{"context": "", "choices": ["a", "b"], "answer": 1.0}': "got 1.0",
+    b'{"context": "", "choices": ["a", "b"], "answer": -1}': "got -1",
+    b'{"context": "", "choices": ["a", "b"], "answer": ' + b"9" * 4000 + b"}": "got 999",
+    b'{"context": "", "choices": ["a", "b"], "answer": ' + b"9" * 5000 + b"}": "limit",
+    b'{"context": "", "choices": {"a": 1}, "answer": 0}': "expected a list of choices",
+    b'{"context": "", "choices": [' + b'"", ' * 9**5 + b'""], "answer": 0}': "an empty choice",
+    b'{"context": "", "choices": {"a": "' + b"a" * 9**5 + b'"}, "answer": 0}': "got {'a': 'aaa",
+    b'{"context": null, "choices": ["a", "b"], "answer": 0}': "expected text, got None",
+    b'{"context": "", "choices": ["a", "b"], "answer": 0, "group": 3}': "expected text, got 3",
+    b'{"context": "", "choices": ["a", "b"], "answer": 0, "group": "\\udc80"}': "surrogates",
+}
+
+
+@pytest.mark.parametrize("line", DAMAGED, ids=lambda line: str(line[:60]))
+def test_a_damaged_or_foreign_line_is_one_short_line(line, tmp_path):
+    path = tmp_path / "task.jsonl"
+    path.write_bytes(f"{GOOD}\n".encode() + line + b"\n")
+    with pytest.raises(ValueError, match=r"task\.jsonl, line 2: ") as e:
+        list(local_items(path))
+    message = str(e.value)
+    assert DAMAGED[line] in message and "\n" not in message
+    assert len(message) < len(str(path)) + 300
+
+
 def test_limit_is_a_random_subset_of_the_items():
     items = [
         {"context": "", "choices": ["a", "b"], "answer": 0, "group": str(i)} for i in range(200)

@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import os
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from lib.data import (
     decode,
     encode,
     newest_dataset,
+    read_meta,
     symbol_lengths,
 )
 from model import STLM, ModelConfig
@@ -151,6 +153,79 @@ def test_symbols_are_the_text_and_a_continuation_is_what_does_not_lie_whole_in_i
     assert continuation_start(tokenizer, b"", []) == 0
 
 
+def test_any_text_is_a_split_without_a_copy_or_with_two_bytes_per_token(tokenizer):
+    text = "the café, 日本 🐍 and so on ".encode() * 40_000
+    encode(tokenizer, b"warm up")
+    tracemalloc.start()
+    data = Data.of_text(tokenizer, text)
+    kept, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert decode(tokenizer, data.symbols.tolist()) == text
+    if tokenizer.tokenizer == "bytes":
+        assert data.symbols.dtype == np.uint8 and peak < 100_000
+    else:
+        assert data.symbols.dtype == np.uint16 and kept < 2 * len(data.symbols) + 100_000
+    assert len(Data.of_text(tokenizer, b"").symbols) == 0
+
+
+WRONG = {
+    ("train", "bytes"): [10, True, "9", 9.0, math.nan, 10**400, 0, -9, None, [], {}],
+    ("val", "symbols"): [True, "4", 4.0, 10**4000, -4, None],
+    ("val", "documents"): [-1, True, "1", 0.5, None],
+    ("vocab_size",): [True, 1, -256, "256", 256.0, None],
+    ("dtype",): ["uint16", "a\nb", 8, None],
+    ("tokenizer",): ["words", "", [], None],
+    ("train", "sha256"): ["", "x" * 64, ["a"] * 64, 5, None],
+    ("train",): [None, [], 5, "text"],
+}
+WRONG = [(keys, value) for keys, values in WRONG.items() for value in values]
+
+
+@pytest.mark.parametrize("keys, value", WRONG, ids=lambda x: str(x)[:20])
+def test_an_impossible_entry_of_meta_json_is_refused_in_one_line(tmp_path, keys, value):
+    write_dataset(tmp_path / "d", b"some text", b"more")
+    path = tmp_path / "d/meta.json"
+    meta = json.loads(path.read_text())
+    place = meta
+    for key in keys[:-1]:
+        place = place[key]
+    place[keys[-1]] = value
+    path.write_text(json.dumps(meta))
+    with pytest.raises(ValueError, match=r"meta\.json cannot be used .*--overwrite") as e:
+        read_meta(tmp_path / "d")
+    assert "\n" not in str(e.value) and len(str(e.value)) < 500
+    del place[keys[-1]]
+    path.write_text(json.dumps(meta))
+    with pytest.raises(ValueError, match=r"meta\.json cannot be used"):
+        read_meta(tmp_path / "d")
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "null", "[" * 100_000, '{"a": ' + "9" * 5000, "\xff"]
+)
+def test_a_meta_json_that_is_no_object_is_refused_in_one_line(tmp_path, content):
+    write_dataset(tmp_path / "d", b"some text", b"more")
+    (tmp_path / "d/meta.json").write_text(content, encoding="latin-1")
+    with pytest.raises(ValueError, match=r"meta\.json cannot be used .*--overwrite") as e:
+        read_meta(tmp_path / "d")
+    assert "\n" not in str(e.value)
+    assert newest_dataset(Config(max_steps=1, data_dir=str(tmp_path))) is None
+
+
+def test_a_token_has_at_most_128_bytes_of_text(tmp_path):
+    write_dataset(tmp_path / "d", b"some text!", b"more")
+    path = tmp_path / "d/meta.json"
+    meta = json.loads(path.read_text()) | {"tokenizer": "gpt2", "dtype": "uint16"}
+    for split, tokens in (("train", 5), ("val", 2)):
+        meta[split] |= {"symbols": tokens, "bytes": 128 * tokens}
+    path.write_text(json.dumps(meta))
+    assert read_meta(tmp_path / "d") == meta
+    meta["train"]["bytes"] += 1
+    path.write_text(json.dumps(meta))
+    with pytest.raises(ValueError, match=r"at most 640 bytes of text in .*train\.bin, got 641"):
+        read_meta(tmp_path / "d")
+
+
 def test_the_newest_dataset_of_the_configs_tokenizer(tmp_path):
     cfg = Config(max_steps=1, data_dir=str(tmp_path))
     assert newest_dataset(cfg) is None
@@ -158,7 +233,13 @@ def test_the_newest_dataset_of_the_configs_tokenizer(tmp_path):
         write_dataset(tmp_path / name, b"some text", b"more")
         os.utime(tmp_path / name / "meta.json", (1e9 - age, 1e9 - age))
     assert newest_dataset(cfg) == "c"
-    for name, broken in (("d", ""), ("e", "[]"), ("f", '{"name": "other"}'), ("g", "\xff")):
+    for name, broken in (
+        ("d", ""),
+        ("e", "[]"),
+        ("f", '{"name": "other"}'),
+        ("g", "\xff"),
+        ("h", "[" * 9**6),
+    ):
         (tmp_path / name).mkdir()
         (tmp_path / name / "meta.json").write_text(broken, encoding="latin-1")
     assert newest_dataset(cfg) == "c", "the search must pass over broken datasets"

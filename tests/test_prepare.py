@@ -3,15 +3,22 @@
 A failure gives one line and leaves no files.
 """
 
+import contextlib
 import csv
 import errno
+import functools
+import glob
+import http.server
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +27,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import prepare
+from lib.sources import found_by
 
 SETTINGS = settings(
     max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -259,6 +267,91 @@ def test_gpt2_tokens_decode_to_the_text(vocab, tmp_path):
         Data(Config(**knobs, gpt2_vocab=500), "val")
 
 
+class Letters:
+    """An encoding whose tokens are bytes. It keeps the texts that it is given."""
+
+    eot_token = 256
+
+    def __init__(self):
+        self.texts = []
+
+    def encode_ordinary(self, text):
+        self.texts.append(text)
+        return list(text.encode())
+
+
+LONG = {
+    "one letter": "a" * 50_000,
+    "Chinese": "天气很好我们去公园散步" * 1500,
+    "snakes": "🐍" * 12_000,
+    "no space": "abcdefghijklmnopqrstuvwxyz,0123456789\n" * 1200,
+    "a place at the start": "a b" + "c" * 50_000,
+    "words": "word and " * 5500,
+}
+
+
+@pytest.mark.parametrize("kind", LONG)
+@pytest.mark.parametrize("size", [7, 1000, 10**6])
+def test_a_long_document_is_encoded_in_parts_in_linear_time(tmp_path, monkeypatch, kind, size):
+    """Whatever it holds, and whatever pieces it comes in."""
+    monkeypatch.setattr(prepare, "PART", 1000)
+    searched = []
+    place_to_cut = prepare.place_to_cut
+    monkeypatch.setattr(
+        prepare, "place_to_cut", lambda t: searched.append(len(t)) or place_to_cut(t)
+    )
+    text = LONG[kind]
+    pieces = [text[i : i + size].encode() for i in range(0, len(text), size)]
+    bar = SimpleNamespace(update=lambda n: None)
+    split = prepare.Split(tmp_path / "a.bin", Letters(), bar)
+    assert split.add(pieces) == len(text.encode())
+    split.close()
+    assert np.fromfile(tmp_path / "a.bin", dtype="<u2").astype(np.uint8).tobytes() == text.encode()
+    assert max(len(part.encode()) for part in split.encoding.texts) < 3000
+    assert sum(searched) < 3 * len(text.encode())
+    if kind == "words":
+        assert all(part.startswith(" ") for part in split.encoding.texts[1:])
+    start = time.time()
+    assert place_to_cut(b"a" * (1 << 17)) == (1 << 17) - 1
+    assert time.time() - start < 2
+
+
+def test_a_cut_between_words_changes_no_token(tmp_path, monkeypatch):
+    if "TIKTOKEN_CACHE_DIR" not in os.environ:
+        pytest.skip("needs tiktoken's gpt2 files: set TIKTOKEN_CACHE_DIR")
+    text = "The naïve café  sold 10 µg of 日本 tea,\nand it's   here .\n" * 50
+    encoding = prepare.gpt2(50257)
+    monkeypatch.setattr(prepare, "PART", 100)
+    split = prepare.Split(tmp_path / "a.bin", encoding, SimpleNamespace(update=lambda n: None))
+    split.add([text.encode()])
+    split.close()
+    found = np.fromfile(tmp_path / "a.bin", dtype="<u2").tolist()
+    assert found == encoding.encode_ordinary(text)
+
+
+@pytest.mark.parametrize(
+    "word, name",
+    [
+        ("C:\\Users\\me\\book.txt", "book"),
+        ("D:/x/diary.txt", "diary"),
+        ("d:diary.txt", "diary"),
+        ("\\\\server\\share\\a.b.md", "a.b"),
+        ("/home/me/a.b.md", "a.b"),
+        ("notes\\2024", "2024"),
+        ("C:\\", "text"),
+        ("roneneldan/TinyStories", "TinyStories"),
+        ("wikimedia/wikipedia:20231101.simple", "wikipedia"),
+        ("https://example.org/x/a.txt", "a"),
+        ("notes/*.md", "text"),
+        ("..", "text"),
+    ],
+)
+def test_the_name_of_a_dataset_comes_from_a_path_of_any_system(word, name):
+    assert prepare.default_name(word, prepare.PrepareConfig()) == name
+    cfg = prepare.PrepareConfig(tokenizer="gpt2", gpt2_vocab=500)
+    assert prepare.default_name(word, cfg) == f"{name}-gpt2-500"
+
+
 @pytest.mark.parametrize(
     "bad",
     [
@@ -371,6 +464,16 @@ def test_columns_of_bytes_are_text_and_others_are_named(tmp_path):
             ValueError, match=rf"odd.jsonl, line 1: column 'text' holds {kind}, not text"
         ):
             make(tmp_path, tmp_path / "odd.jsonl")
+    for kind in (pa.string(), pa.large_string()):
+        cells = pa.array([*(d.encode() for d in documents), b"caf\xe9"])
+        cells = cells.cast(pa.large_binary() if kind == pa.large_string() else pa.binary()).view(
+            kind
+        )
+        pq.write_table(pa.table({"text": cells}), tmp_path / "latin.parquet")
+        with pytest.raises(ValueError, match=r"latin.parquet, row 31: 'utf-8' codec"):
+            make(tmp_path, tmp_path / "latin.parquet")
+        repaired = make(tmp_path, tmp_path / "latin.parquet", "--errors=replace")
+        assert "caf\ufffd".encode() in repaired[0] + repaired[1]
     pq.write_table(pa.table({"text": documents}), tmp_path / "shard-1.parquet")
     pq.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / "shard-0.parquet")
     pq.write_table(pa.table({}), tmp_path / "shard-2.parquet")
@@ -384,6 +487,8 @@ BAD_ROWS = {
     "half.jsonl": (b'{"text": "half a li', "line 31", None),
     "latin.jsonl": (b'{"text": "caf\xe9"}', "line 31", "caf\ufffd"),
     "number.jsonl": (b"17", "line 31", None),
+    "deep.jsonl": (b"[" * 100_000, "line 31", None),
+    "digits.jsonl": (b'{"text": ' + b"9" * 5000 + b"}", "line 31", None),
     "column.jsonl": (b'{"txt": "x"}', "line 31", None),
     "cells.csv": (b"1,2,3", "line 32", None),
     "quote.csv": (b'30,"a quote "inside" it', "line 3", None),
@@ -445,6 +550,7 @@ def test_a_folder_gives_what_a_person_would_call_its_text(tmp_path, capsys):
     (folder / "data.zip").write_bytes(b"PK\3\4rest")
     (folder / "package.json").write_text(json.dumps({"name": "x", "version": 1}, indent=1))
     (folder / "figures.csv").write_text("n,figure\n1,2.5\n")
+    (folder / "deep.json").write_text("[" * 100_000)
     (tmp_path / "secret.txt").write_text("not for training")
     (folder / "link.txt").symlink_to(tmp_path / "secret.txt")
     (folder / "again.txt").symlink_to(folder / "docs" / "000.txt")
@@ -454,7 +560,7 @@ def test_a_folder_gives_what_a_person_would_call_its_text(tmp_path, capsys):
     assert "4 hidden" in said
     assert "1 in caches" in said
     assert "1 reached by links that leave the folder" in said
-    assert "1 tables without a column 'text' (.json)" in said
+    assert "2 tables without a column 'text' (.json)" in said
     assert "1 tables without a column 'text' (.csv)" in said
     assert "1 not UTF-8 text (.png)" in said and "1 not UTF-8 text (.zip)" in said
     assert make(tmp_path, f"{folder}/**/*")[:2] == (train, val), "folder and glob must agree"
@@ -465,6 +571,82 @@ def test_a_folder_gives_what_a_person_would_call_its_text(tmp_path, capsys):
     (tmp_path / "only/.hidden/a.txt").write_text("text")
     with pytest.raises(ValueError, match=r"no text in .*left out: 1 hidden"):
         make(tmp_path, tmp_path / "only")
+
+
+@pytest.mark.parametrize("word", ["x", "x/", "x/**/*.txt", "x/**", "x/**/", "**/*.txt", "x/*", "."])
+def test_links_that_lead_back_add_nothing_and_hang_nothing(tmp_path, monkeypatch, word, capsys):
+    monkeypatch.chdir(tmp_path)
+    documents = articles(30)
+    for i, document in enumerate(documents):
+        path = Path("x/sub/deep" if i % 2 else "x/sub", f"{i}.txt")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(document, encoding="utf-8")
+    for name in ("x/a", "x/b", "x/sub/c", "x/sub/deep/d"):
+        Path(name).symlink_to(tmp_path / "x", target_is_directory=True)
+    Path("x/loop").symlink_to("loop")
+    Path("x/nowhere").symlink_to("absent")
+    Path("x/.hidden.txt").symlink_to("sub/0.txt")
+    train, val, _ = make(tmp_path / "out", word)
+    assert sorted(train + val) == sorted(d.encode() for d in documents)
+    said = capsys.readouterr().out
+    assert "leave the folder" not in said and "not UTF-8" not in said
+    assert "1 hidden" in said or "hidden" not in said
+
+
+@pytest.mark.parametrize("word", ["x", "x/**/*.txt", "x/**", "x/*"])
+def test_folders_outside_are_not_entered_through_links(tmp_path, monkeypatch, word, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("x/sub").mkdir(parents=True)
+    Path("x/sub/a.txt").write_text("text " * 100)
+    Path("other/deep").mkdir(parents=True)
+    for i in range(9):
+        Path(f"other/deep/{i}.txt").write_text("not for training")
+    Path("x/sub/link").symlink_to("/", target_is_directory=True)
+    Path("x/link").symlink_to(tmp_path / "other", target_is_directory=True)
+    train, val, _ = make(tmp_path / "out", word)
+    assert train[0] + val[0] == b"text " * 100
+    assert "2 reached by links that leave the folder" in capsys.readouterr().out
+
+
+def test_a_glob_finds_what_pythons_does(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in (
+        "a.txt",
+        "x/b.txt",
+        "x/y/c.txt",
+        "x/y/z/d.md",
+        "[q]/y/e.txt",
+        ".h/f.txt",
+        "x/.g.txt",
+    ):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text("text")
+    for pattern in (
+        "**/*.txt",
+        "**",
+        "x/**/*",
+        "x/**/y/**/*.md",
+        "**/y/*.txt",
+        "x/**/c.txt",
+        "x/y**/*.txt",
+        "**/**/*.txt",
+        "x/**/**/**/*.md",
+        "x//**//*.txt",
+        "./**/x/**",
+        "*/y/../*.txt",
+        "[[]q]/**/*.txt",
+        ".h/**/*.txt",
+        "absent/**/*.txt",
+        f"{tmp_path}/**/*.txt",
+        f"{tmp_path}/x/**",
+        "*.txt",
+        "x/y/c.txt",
+    ):
+        expected = {
+            os.path.normpath(p) for p in glob.glob(pattern, recursive=True) if Path(p).is_file()
+        }
+        found = {os.path.normpath(p) for p in found_by(pattern) if Path(p).is_file()}
+        assert found == expected, pattern
 
 
 def test_packed_text_is_unpacked_or_named_for_what_it_is(tmp_path):
@@ -507,6 +689,12 @@ def test_the_same_name_for_other_text_is_an_error(tmp_path, capsys):
     ask(tmp_path / "a.txt")
     ask(tmp_path / "a.txt")
     assert "; --overwrite replaces it" in capsys.readouterr().out
+    meta = json.loads((tmp_path / "data/x/meta.json").read_text())
+    for sources in (None, 5, "text"):  # of another program, or edited
+        (tmp_path / "data/x/meta.json").write_text(json.dumps(meta | {"sources": sources}))
+        with pytest.raises(ValueError, match=r"exists with sources=.*--overwrite"):
+            ask(tmp_path / "a.txt")
+    (tmp_path / "data/x/meta.json").write_text(json.dumps(meta))
     for other in (
         [tmp_path / "b.txt"],
         [tmp_path / "a.txt", "--max_bytes=99"],
@@ -547,41 +735,194 @@ def test_two_at_once(tmp_path):
     assert [p.name for p in (tmp_path / "data").iterdir()] == ["a"]
 
 
-def test_a_url_is_read_whole_or_not_at_all(tmp_path, capsys):
-    import http.server
-    import threading
+# --- URLs -----------------------------------------------------------------------------------------
 
+
+class Handler(http.server.SimpleHTTPRequestHandler):
+    """Serves the files of a folder, and some answers that no file gives."""
+
+    def do_GET(self):
+        kind = self.path.strip("/").partition(".")[0]
+        if kind not in ("cut", "chunk", "endless", "drip", "silent", "head", "html"):
+            return super().do_GET()
+        if kind == "silent":
+            time.sleep(3)
+            return
+        if kind == "head":  # a header that does not end
+            self.wfile.write(b"HTTP/1.0 200 OK\r\n")
+            return self.write_for_ever(b"X", 0.05)
+        self.send_response(200)
+        if kind == "cut":
+            self.send_header("Content-Length", "5000")
+        if kind == "chunk":
+            self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        if kind == "chunk":
+            self.wfile.write(b"1000\r\n")
+        if kind in ("cut", "chunk"):
+            self.wfile.write(b"text " * 100)
+        if kind == "endless":
+            head = b"\x1f\x8b" if self.path.endswith("gz") else b""
+            head = b"[" if self.path.endswith("json") else head
+            self.wfile.write(head)
+            self.write_for_ever(b"a text without a line" * 1000, 0)
+        if kind == "drip":
+            self.write_for_ever(b"a", 0.005)
+
+    def write_for_ever(self, piece, pause):
+        with contextlib.suppress(OSError):
+            for _ in range(10**4):
+                self.wfile.write(piece)
+                time.sleep(pause)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def web(tmp_path):
+    """The address of a server for the files in tmp_path."""
+    handler = functools.partial(Handler, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        server.block_on_close = False
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_a_url_gives_what_its_file_gives(tmp_path, web, capsys):
     documents = articles(40)
     write_jsonl(tmp_path / "a.jsonl", documents)
-
-    class Handler(http.server.SimpleHTTPRequestHandler):
-        def __init__(self, *args):
-            super().__init__(*args, directory=str(tmp_path))
-
-        def do_GET(self):
-            if "cut" not in self.path:
-                return super().do_GET()
-            self.send_response(200)
-            self.send_header("Content-Length", "5000")
-            self.end_headers()
-            self.wfile.write(b"text " * 100)
-
-        def log_message(self, *args):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    base = f"http://127.0.0.1:{server.server_port}"
-    train, val, meta = make(tmp_path, f"{base}/a.jsonl")
+    train, val, meta = make(tmp_path, f"{web}/a.jsonl")
     assert sorted(train + val) == sorted(d.encode() for d in documents)
-    assert meta["sources"] == [f"{base}/a.jsonl"]
-    assert "unknown size" in capsys.readouterr().out
-    for bad in (f"{base}/cut.txt", f"{base}/absent.txt"):
-        with pytest.raises(ValueError, match=rf"{bad} cannot be reached") as e:
-            make(tmp_path, bad, name="e")
-        assert "\n" not in str(e.value)
-    assert [p.name for p in (tmp_path / "data").iterdir()] == ["d"]
-    server.shutdown()
+    assert meta["sources"] == [f"{web}/a.jsonl"]
+    said = capsys.readouterr().out
+    assert "unknown size" in said and "left out" not in said
+    assert socket.getdefaulttimeout() is None
+    (tmp_path / "other").mkdir()
+    write_jsonl(tmp_path / "other/a.jsonl", articles(40, 100))
+    train, val, meta = make(tmp_path, f"{web}/a.jsonl", f"{web}/other/a.jsonl")
+    assert sorted(train + val) == sorted(d.encode() for d in documents + articles(40, 100))
+
+
+@pytest.mark.parametrize("text", ["é" * 3000, "\ufeffé日🐍" * 999, "a line\n" * 999, "🐍" * 251])
+def test_of_a_long_text_at_a_url_max_bytes_are_read(tmp_path, web, text, capsys):
+    (tmp_path / "a.txt").write_text(text, encoding="utf-8")
+    for most in (1000, 1001, 1002, 1003, 1004):
+        expected = make(tmp_path, tmp_path / "a.txt", f"--max_bytes={most}")[:2]
+        assert "the rest is left out" not in capsys.readouterr().out
+        assert make(tmp_path, f"{web}/a.txt", f"--max_bytes={most}")[:2] == expected
+        is_long = len(text.encode()) > 1004 + 16
+        said = f"{web}/a.txt has more than {most:,} bytes: the rest is left out"
+        assert (said in capsys.readouterr().out) == is_long
+
+
+def test_of_a_long_table_at_a_url_whole_rows_are_read(tmp_path, web):
+    documents = [f"line {i},\nand another one, 日本" * (1 + i % 5) for i in range(400)]
+    write_jsonl(tmp_path / "a.jsonl", documents)
+    write_csv(tmp_path / "a.csv", documents)
+    known = {d.encode() for d in documents}
+    for name in ("a.jsonl", "a.csv"):
+        for most in (3000, 3007, 3100):
+            train, val, _ = make(tmp_path, f"{web}/{name}", f"--max_bytes={most}")
+            *whole, last = train + val
+            assert {*whole, last} <= known or last in documents[len(whole)].encode()
+            assert set(whole) <= known and len(whole) > 20
+            assert 1500 < sum(map(len, train + val)) <= most
+    # a row that is longer than max_bytes is cut like any document
+    write_jsonl(tmp_path / "b.jsonl", ["word " * 50_000] * 2)
+    train, val, _ = make(tmp_path, f"{web}/b.jsonl", "--max_bytes=1000")
+    assert train[0] + val[0] == b"word " * 200
+    # what does not end within another MiB is left out
+    rows = ["a short row", "日" * 500_000, "another"]
+    path = write_jsonl(tmp_path / "c.jsonl", rows)
+    path.write_text(path.read_text().encode().decode("unicode_escape"), encoding="utf-8")
+    for most in (200, 201, 202):
+        train, val, _ = make(tmp_path, f"{web}/c.jsonl", f"--max_bytes={most}")
+        assert train[0] + val[0] == b"a short row"
+
+
+def test_endless_answers_end(tmp_path, web, monkeypatch):
+    monkeypatch.setattr(prepare, "HUB_CAP", 20_000)
+    for most, size in (("--max_bytes=1000", 1000), ("--max_bytes=0", 20_000)):
+        train, val, _ = make(tmp_path, f"{web}/endless.txt", most)
+        assert train[0] + val[0] == (b"a text without a line" * 1000)[:size]
+    train, val, _ = make(tmp_path, f"{web}/drip.txt", "--max_bytes=100")
+    assert train[0] + val[0] == b"a" * 100
+    (tmp_path / "a.txt").write_text("text " * 100)
+    train, val, _ = make(tmp_path, tmp_path / "a.txt", f"--val={web}/endless.txt")
+    assert train[0] == b"text " * 100 and 20_000 <= len(val[0]) <= 20_016
+
+
+def test_what_cannot_be_cut_is_refused_at_once(tmp_path, web):
+    import gzip
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    documents = articles(90)
+    pq.write_table(pa.table({"text": documents}), tmp_path / "a.parquet")
+    (tmp_path / "a.json").write_text("\ufeff" + json.dumps([{"text": d} for d in documents]))
+    (tmp_path / "b.jsonl").write_text(json.dumps([{"text": d} for d in documents]))
+    raw = write_jsonl(tmp_path / "c.jsonl", documents).read_bytes()
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(raw))
+    (tmp_path / "a.txt").write_bytes(gzip.compress(raw))
+    for name, kind in (
+        ("a.parquet", "parquet"),
+        ("a.json", "a JSON list"),
+        ("b.jsonl", "a JSON list"),
+        ("a.jsonl.gz", "gzip"),
+        ("a.txt", "gzip"),
+        ("endless.txt.gz", "gzip"),
+        ("endless.json", "a JSON list"),
+    ):
+        args = [f"{web}/{name}", "--max_bytes=500", f"--data_dir={tmp_path / 'data'}"]
+        message = message_of(prepare.main, args)
+        assert message.startswith(f"{web}/{name} has more than 500 bytes, and is ")
+        assert kind in message and "download it yourself" in message
+        if not name.startswith("endless"):
+            train, val, _ = make(tmp_path, args[0])
+            assert sum(map(len, train + val)) > 5000
+
+
+@pytest.mark.parametrize(
+    "name, why",
+    [
+        ("cut.txt", "expected 5,000 bytes, got 500"),
+        ("chunk.txt", "IncompleteRead"),
+        ("absent.txt", "404"),
+        ("drip.txt", "takes more than 1 seconds"),
+        ("head.txt", "takes more than 1 seconds"),
+        ("silent.txt", "timed out"),
+        ("latin.txt", "is not UTF-8: byte 3 is 0xE9"),
+        ("latin.jsonl", "line 1 is not UTF-8"),
+        ("row.jsonl", "line 2: "),
+        ("row.csv", "no column 'text'"),
+        ("zip.txt", "a zip archive"),
+        ("empty.txt", ""),
+    ],
+)
+def test_a_download_that_fails_names_its_url(tmp_path, web, name, why, monkeypatch):
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    (tmp_path / "latin.jsonl").write_bytes(b'{"text": "caf\xe9"}')
+    (tmp_path / "row.jsonl").write_text('{"text": "a"}\n{"text": "b')
+    (tmp_path / "row.csv").write_text("title\na\n")
+    (tmp_path / "zip.txt").write_bytes(b"PK\3\4")
+    (tmp_path / "empty.txt").write_bytes(b"")
+    monkeypatch.setattr("lib.sources.FETCH_SECONDS", 1)
+    monkeypatch.setattr("lib.sources.SILENT_SECONDS", 0.5)
+    start = time.time()
+    message = message_of(prepare.main, [f"{web}/{name}", f"--data_dir={tmp_path / 'data'}"])
+    assert f"{web}/{name}" in message and why in message
+    assert name == "empty.txt" or message.startswith(f"{web}/{name}")
+    assert time.time() - start < 2.5
+    assert not list((tmp_path / "data").iterdir())
+
+
+@pytest.mark.parametrize("url", ["http://", "http://[::1", "http://127.0.0.1:1/a", "https://a b/c"])
+def test_an_impossible_url_is_named(tmp_path, url):
+    message = message_of(prepare.main, [url, f"--data_dir={tmp_path / 'data'}"])
+    assert message.startswith(f"{url} cannot be reached")
 
 
 # --- failures -------------------------------------------------------------------------------------
