@@ -71,6 +71,7 @@ PRESETS = {
 NOT_STDLIB = {"test", "tests", "idle_test", "lib2to3", "site-packages", "dist-packages"}
 FETCH_SECONDS = 3600  # longest time that a download may take
 SILENT_SECONDS = 10  # longest time that a server may say nothing
+BEYOND = 1 << 20  # bytes to download beyond the wanted ones, so that the last row is whole
 
 
 def is_hub_dataset(word):
@@ -88,7 +89,6 @@ class Source:
         self.size = None  # bytes; None: unknown
         self.left_out = Counter()  # how many files and rows were left out, by reason
         self.remote = ""  # a Hub dataset or a URL
-        self.is_cut = False  # the download was stopped before the end of the file
         self.configuration = ""
         self.split = "train"
         self.column = cfg.text_column
@@ -197,8 +197,8 @@ class Source:
                     f"{self.remote} takes more than {FETCH_SECONDS:,} seconds: download it "
                     "yourself, and give the file"
                 )
-            self.is_cut = work.get()
-        if self.is_cut:
+            is_cut = work.get()
+        if is_cut:
             print(f"{self.remote} has more than {most:,} bytes: the rest is left out")
         self.files = [path]
 
@@ -223,9 +223,6 @@ class Source:
                     text = text_of(row, self.column, self.cfg.errors)
                 except ValueError as e:
                     if self.cfg.errors == "strict":
-                        # A download may stop in the middle of its last row.
-                        if self.is_cut and next(rows, None) is None:
-                            return
                         raise ValueError(
                             f"{name}, {where}: {e}; --errors=replace repairs or skips it"
                         ) from None
@@ -282,59 +279,42 @@ def found_by(pattern):
 
 
 def download(url, path, most, bar):
-    """Write the file of a URL to `path`. Returns whether it was cut: it has more than `most` bytes.
+    """Write the file of a URL to `path`. Returns whether it was cut, a little after `most` bytes.
 
-    It is cut a little later: text between two characters, a table after the next line, if that ends
-    within a MiB. ValueError if the file is of a kind that cannot be cut.
+    A table is cut after a line, text after a character. ValueError for a file of another kind.
     """
-    is_table = suffix_of(path) in ROWS
-    enough = most + 16  # with the byte-order mark, and the last characters whole
-    if is_table:
-        enough = most + (1 << 20)
+    most += BEYOND
     size = 0
-    head = b""
     with urllib.request.urlopen(url, timeout=SILENT_SECONDS) as response, open(path, "wb") as file:
         expected = response.length or 0  # 0: unknown
-        bar.total = min(expected, enough) or None
-        while size < enough:
+        bar.total = min(expected, most) or None
+        while size <= most:
             piece = response.read1(1 << 16)
             if not piece:
                 break
             file.write(piece)
             size += len(piece)
             bar.update(len(piece))
-            head = (head + piece)[:64]
-            if max(size, expected) > most:
-                refuse_to_cut(url, path, head, most)
-            if is_table and size > most and b"\n" in piece[most - size :]:
-                break
-    if not piece:
+    if size <= most:
         if size < expected:
             raise ConnectionError(f"expected {expected:,} bytes, got {size:,}")
         return False
+
     with open(path, "r+b") as file:
-        file.seek(most)
-        rest = file.read(enough - most)
-        end = rest.find(b"\n") + 1 if is_table else 0
-        if not end:
-            end = len(rest) - 1
-            while end > 0 and rest[end] & 0xC0 == 0x80:  # inside a character
-                end -= 1
-        file.truncate(most + end)
-    return True
-
-
-def refuse_to_cut(url, path, head, most):
-    """ValueError if a file with these first bytes cannot be read in part."""
-    kinds = {GZIP: "compressed with gzip", b"PAR1": "parquet"}
-    if suffix_of(path) in (".json", ".jsonl"):
-        kinds[b"["] = "a JSON list"
-    for magic, kind in kinds.items():
-        if head.removeprefix(codecs.BOM_UTF8).lstrip().startswith(magic):
+        head = file.read(64).removeprefix(codecs.BOM_UTF8).lstrip()
+        is_table = suffix_of(path) in ROWS
+        if head.startswith((GZIP, b"PAR1")) or (is_table and head.startswith(b"[")):
             raise ValueError(
-                f"{url} has more than {most:,} bytes, and is {kind}, which cannot be cut: download "
-                "it yourself, and give the file"
+                f"{url} has more than {most:,} bytes, and only text, .jsonl and .csv can be cut: "
+                "download it yourself, and give the file"
             )
+        file.seek(most - BEYOND)
+        rest = file.read(BEYOND)
+        end = rest.rfind(b"\n") + 1 if is_table else len(rest) - 1
+        while end > 0 and rest[end] & 0xC0 == 0x80:  # inside a character
+            end -= 1
+        file.truncate(most - BEYOND + end)
+    return True
 
 
 @contextlib.contextmanager
