@@ -55,6 +55,28 @@ HASH = 50261  # factor of the polynomial hashes: odd, and larger than any symbol
 IS_WORD = [b >= 0x80 or chr(b).isalnum() for b in range(256)]  # is this byte part of a word?
 IS_WORD[EOT] = False
 
+# The lowest and the highest value of each whole number among the knobs. The highest are far above
+# any useful value: they keep a config.json that somebody else wrote from taking all memory.
+KNOB_LIMITS = {
+    "gpt2_vocab": (257, GPT2_VOCAB),
+    "block_size": (1, 2**20),
+    "max_patch": (1, 2**20),
+    "max_patches": (0, 2**20),
+    "n_layer": (1, 512),
+    "n_head": (1, 4096),
+    "n_embd": (1, 65536),
+    "n_local_embd": (1, 65536),
+    "n_local_enc": (0, 512),
+    "n_local_dec": (0, 512),
+    "local_reach": (1, 4096),
+    "n_grams": (0, 64),
+    "gram_rows": (1, 2**28),
+    "gram_width": (1, 65536),
+    "n_match": (0, 16),
+    "canon_reach": (1, 4096),
+    "n_loop": (1, 512),
+}
+
 
 @dataclass
 class ModelConfig:
@@ -83,7 +105,6 @@ class ModelConfig:
     share_ffn: bool = False  # one feed-forward for all trunk blocks
 
     def __post_init__(self):
-        may_be_zero = ("max_patches", "n_local_enc", "n_local_dec", "n_grams", "n_match")
         for field in dataclasses.fields(ModelConfig):
             key = field.name
             value = getattr(self, key)
@@ -92,11 +113,12 @@ class ModelConfig:
                 raise ValueError(f"{key}={value!r} must be one of {choices}")
             if not choices and type(value) is not field.type:
                 raise ValueError(f"{key}={value!r} must be of type {field.type.__name__}")
-            lowest = 0 if key in may_be_zero else 1
-            if field.type is int and value < lowest:
-                raise ValueError(f"{key}={value} must be at least {lowest}")
-        if self.n_match > 16:
-            raise ValueError(f"n_match={self.n_match} must be at most 16")
+            if field.type is int:
+                lowest, highest = KNOB_LIMITS[key]
+                if value < lowest:
+                    raise ValueError(f"{key}={value} must be at least {lowest}")
+                if value > highest:
+                    raise ValueError(f"{key}={value} must be at most {highest}")
         if self.n_embd % (2 * self.n_head) != 0:
             raise ValueError(
                 f"n_embd={self.n_embd} must be a multiple of 2 * n_head={2 * self.n_head}: "
@@ -104,8 +126,6 @@ class ModelConfig:
             )
         if self.tokenizer == "gpt2" and self.pooling != "none":
             raise ValueError("tokenizer='gpt2' is the BPE baseline: it needs pooling='none'")
-        if not 257 <= self.gpt2_vocab <= GPT2_VOCAB:
-            raise ValueError(f"gpt2_vocab={self.gpt2_vocab} must be between 257 and {GPT2_VOCAB}")
         if self.pooling == "none" and self.n_patches < self.block_size:
             raise ValueError(
                 f"max_patches={self.max_patches} is below block_size={self.block_size}, "

@@ -1,6 +1,7 @@
 """The laws of the model. Each holds for every pooling, with and without n-gram tables."""
 
 import copy
+import dataclasses
 import math
 import re
 from pathlib import Path
@@ -15,6 +16,7 @@ from config import Config, build, load_file
 from lib.machine import flops_per_symbol, parameter_table
 from model import (
     EOT,
+    KNOB_LIMITS,
     NONE,
     STLM,
     LocalLayer,
@@ -637,6 +639,16 @@ def test_impossible_configs_are_refused():
     ):
         with pytest.raises(ValueError, match=next(iter(knobs))):
             ModelConfig(**({"n_head": 4} | knobs))
+
+
+def test_every_whole_number_among_the_knobs_has_limits():
+    names = [field.name for field in dataclasses.fields(ModelConfig) if field.type is int]
+    assert set(KNOB_LIMITS) == set(names)
+    for name in names:
+        lowest, highest = KNOB_LIMITS[name]
+        for value, limit in ((lowest - 1, f"least {lowest}"), (highest + 1, f"most {highest}")):
+            with pytest.raises(ValueError, match=f"^{name}={value} must be at {limit}$"):
+                ModelConfig(**{name: value})
 
 
 def test_generate_refuses_impossible_choices_and_repeats_with_its_seed():
