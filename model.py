@@ -324,13 +324,28 @@ def rows_of(state, rows):
     return chosen
 
 
+class NotFinite(ValueError):
+    """A model's output is NaN or infinite."""
+
+    def __init__(self, what):
+        super().__init__(
+            f"expected finite {what}, got NaN or infinity: the weights are damaged, or training "
+            "diverged; copy the model again, or train it with lower learning rates"
+        )
+
+
 def sample(logits, temperature=1.0, top_k=0, top_p=1.0, generator=None):
-    """Draw one symbol per row of logits (B, V). Returns a list of ints."""
+    """Draw one symbol per row of logits (B, V), none whose logit is -inf. Returns a list of ints.
+
+    NotFinite if a logit is NaN or inf.
+    """
+    highest = logits.amax(dim=1, keepdim=True)
+    if not highest.isfinite().all():
+        raise NotFinite("logits")
     # 0 would give 0 / 0, and a temperature this close to it means the same.
     if temperature < 1e-6:
         return logits.argmax(dim=1).tolist()
-    logits = logits.double()
-    logits = logits - logits.amax(dim=1, keepdim=True)
+    logits = logits.double() - highest
     p = F.softmax(logits / temperature, dim=1)
     p, symbols = p.sort(dim=1, descending=True)
     if top_k > 0:

@@ -21,11 +21,13 @@ from model import (
     STLM,
     LocalLayer,
     ModelConfig,
+    NotFinite,
     Past,
     matches,
     newest_matches,
     rotary,
     rows_of,
+    sample,
 )
 
 
@@ -689,6 +691,17 @@ def test_generate_refuses_impossible_choices_and_repeats_with_its_seed():
         for p in ("é", "é".encode(), list("é".encode()))
     ]
     assert alike[0] == alike[1] == alike[2]
+
+
+@pytest.mark.parametrize("temperature", [0, 1.0])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_no_symbol_is_drawn_from_logits_that_are_not_finite(value, temperature):
+    logits = torch.zeros(3, 256)
+    logits[:, 0] = -math.inf  # rules a symbol out
+    assert 0 not in sample(logits, temperature)
+    logits[1, 5] = value
+    with pytest.raises(NotFinite, match="expected finite logits, got NaN or infinity"):
+        sample(logits, temperature)
 
 
 def test_generate_stops_at_the_end_of_the_document():
