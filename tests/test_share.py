@@ -1,25 +1,32 @@
 """Shared weights equal the trained ones, load anywhere, and run no code from their folder."""
 
+import dataclasses
+import errno
 import functools
 import hashlib
 import http.server
 import json
 import math
+import os
 import pickle
 import re
 import shutil
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import huggingface_hub
+import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from conftest import ROOT, SMALL, message_of, run
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import bench
+import model as model_py
 import sample
 import train
 from lib import files
@@ -89,7 +96,7 @@ def test_a_round_trip_changes_no_logit_and_stores_each_weight_once(knobs, tmp_pa
         "the file must not repeat the embedding as the head"
     )
     files = {p.name for p in (tmp_path / "a").iterdir()}
-    assert files == {"model.safetensors", "config.json", "model.py", "README.md"}
+    assert files == {"model.safetensors", "config.json", "model.py"}
     assert (tmp_path / "a/model.py").read_bytes() == (ROOT / "model.py").read_bytes()
 
 
@@ -291,6 +298,8 @@ def test_the_models_in_the_clone_write_text(tmp_path):
     for folder in sorted((ROOT / "results/models").iterdir()):
         assert (folder / "model.safetensors").stat().st_size < 1.5e6
         assert (folder / "log.jsonl").exists()
+        assert not any(path.is_symlink() for path in folder.iterdir())
+        assert "sha256" in json.loads((folder / "config.json").read_text())
     done = run("sample.py", "--max_new_bytes=80", "--prompt=ROMEO:", cwd=tmp_path)
     assert "using results/models/shakespeare_80k" in done.stderr
     assert "python train.py" in done.stderr
@@ -415,13 +424,13 @@ def test_uploading(trained, tmp_path, monkeypatch):
     calls = []
 
     def upload(repo_id, folder_path):
-        files = {p.name: p.read_bytes() for p in share.Path(folder_path).iterdir()}
+        files = {p.name: p.read_bytes() for p in Path(folder_path).iterdir()}
         calls.append(("upload", repo_id, files))
 
     monkeypatch.setattr(
         huggingface_hub,
         "create_repo",
-        lambda name, exist_ok: calls.append(("create", name, exist_ok)),
+        lambda name, exist_ok, private: calls.append(("create", name, exist_ok)),
     )
     monkeypatch.setattr(huggingface_hub, "upload_folder", upload)
     monkeypatch.chdir(tmp_path)
@@ -462,19 +471,23 @@ class Malice:
         return (open, ("it_was_run", "w"))
 
 
+def change_config(folder, change):
+    config = json.loads((folder / "config.json").read_text())
+    change(config)
+    (folder / "config.json").write_text(json.dumps(config))
+
+
 def config_with(**changes):
-    def change(folder):
-        config = json.loads((folder / "config.json").read_text())
-        (folder / "config.json").write_text(json.dumps(config | changes))
-
-    return change
+    return lambda folder: change_config(folder, lambda config: config.update(changes))
 
 
-def tensors_with(change):
+def tensors_with(**changes):
+    """Put other tensors into the file, or leave out those that are None."""
+
     def damage(folder):
-        tensors = load_file(folder / "model.safetensors")
-        change(tensors)
-        save_file(tensors, folder / "model.safetensors")
+        tensors = load_file(folder / "model.safetensors") | changes
+        kept = {key: w for key, w in tensors.items() if w is not None}
+        save_file(kept, folder / "model.safetensors")
 
     return damage
 
@@ -483,56 +496,239 @@ def write(name, content):
     return lambda folder: (folder / name).write_bytes(content)
 
 
+def cut_short(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+def pipe(name):
+    def damage(folder):
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+
+    return damage
+
+
+def packed(kind, shape, scale_shape, scale_kind=torch.float16):
+    """unpool.weight, a matrix of 16 x 32 in SMALL, as integers with a scale."""
+    tensors = {"unpool.weight": torch.zeros(shape, dtype=kind)}
+    if scale_shape:
+        tensors["unpool.weight.scale"] = torch.ones(scale_shape, dtype=scale_kind)
+    return tensors_with(**tensors)
+
+
+# What may be wrong with a folder, and a part of the line that says so.
 DAMAGE = {
-    "a pickle": write("model.safetensors", pickle.dumps(Malice())),
-    "torch.save": lambda folder: torch.save({"w": Malice()}, folder / "model.safetensors"),
-    "cut short": lambda folder: write(
-        "model.safetensors", (folder / "model.safetensors").read_bytes()[:-9]
-    )(folder),
-    "no weights": lambda folder: (folder / "model.safetensors").unlink(),
-    "no config": lambda folder: (folder / "config.json").unlink(),
-    "no JSON": write("config.json", b"{"),
-    "a list": write("config.json", b"[1]"),
-    "not UTF-8": write("config.json", b'{"\xff": 1}'),
-    "unknown key": config_with(n_layers=2),
-    "a text for a number": config_with(n_layer="2"),
-    "a float for a number": config_with(n_layer=2.0),
-    "a number for yes or no": config_with(share_ffn=1),
-    "a word outside the choices": config_with(pooling="os.system"),
-    "a list for a word": config_with(pooling=["space"]),
-    "null": config_with(n_embd=None),
-    "another width": config_with(n_embd=64),
-    "another depth": config_with(n_layer=3),
-    "a depth beyond all bounds": config_with(n_layer=10**9),
-    "a width beyond all bounds": config_with(n_embd=2 * 10**6),
-    "a table beyond all bounds": config_with(gram_rows=10**15),
-    "a list for about": config_with(about=[1]),
-    "one missing": tensors_with(lambda t: t.pop("embed.weight")),
-    "one too many": tensors_with(lambda t: t.update(more=torch.zeros(3))),
-    "one turned": tensors_with(lambda t: t.update({QKV: t[QKV].T.contiguous()})),
-    "not finite": tensors_with(lambda t: t["embed.weight"][3].fill_(float("nan"))),
-    "a scale too few": tensors_with(lambda t: t.update({"pool.weight.scale": torch.ones(3, 1)})),
-    "packed, too short": tensors_with(
-        lambda t: t.update(
-            {
-                "pool.weight": torch.zeros(2, 32, dtype=torch.uint8),
-                "pool.weight.scale": torch.ones(2, 1),
-            }
-        )
+    "a pickle": (write("model.safetensors", pickle.dumps(Malice())), "model.safetensors"),
+    "torch.save": (
+        lambda folder: torch.save({"w": Malice()}, folder / "model.safetensors"),
+        "model.safetensors",
+    ),
+    "cut short": (cut_short, "model.safetensors"),
+    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors"),
+    "a pipe for weights": (pipe("model.safetensors"), "model.safetensors is missing"),
+    "no config": (lambda folder: (folder / "config.json").unlink(), "config.json is missing"),
+    "a pipe for config": (pipe("config.json"), "config.json is missing"),
+    "no JSON": (write("config.json", b"{"), "config.json: expected JSON"),
+    "a list": (write("config.json", b"[1]"), r"config.json: expected an object, got \[1\]"),
+    "deep lists": (write("config.json", b"[" * 10**5), "config.json: expected JSON"),
+    "not UTF-8": (write("config.json", b'{"\xff": 1}'), "config.json: expected JSON"),
+    "a list for about": (config_with(about=[1]), r"expected about=\{...\}, got \[1\]"),
+    # knobs
+    "unknown knob": (config_with(n_layers=2), "unknown knob 'n_layers'"),
+    "a text for a number": (config_with(n_layer="2"), "n_layer='2' must be of type int"),
+    "a float for a number": (config_with(n_layer=2.0), "n_layer=2.0 must be of type int"),
+    "true for a number": (config_with(n_loop=True), "n_loop=True must be of type int"),
+    "a number for yes or no": (config_with(share_ffn=1), "share_ffn=1 must be of type bool"),
+    "no such choice": (config_with(pooling="os.system"), "pooling='os.system' must be one of"),
+    "a list for a word": (config_with(pooling=["space"]), "pooling=.* must be one of"),
+    "null": (config_with(n_embd=None), "n_embd=None must be of type int"),
+    "another width": (
+        config_with(n_embd=64),
+        "(blocks|pool|unpool).*: expected the shape|config.json is damaged",
+    ),
+    "another depth": (config_with(n_layer=3), "blocks.2.* is missing|config.json is damaged"),
+    "less depth": (
+        config_with(n_layer=1),
+        "'blocks.1.*' is not a tensor of this model|config.json is damaged",
+    ),
+    "too deep": (config_with(n_layer=10**9), "n_layer=1000000000 must be at most 512"),
+    "too wide": (config_with(n_embd=2 * 10**6), "n_embd=2000000 must be at most 65536"),
+    "a huge table": (
+        config_with(gram_rows=2**28),
+        "grams.weight: expected the shape|config.json is damaged",
+    ),
+    "too many rounds": (config_with(n_loop=2 * 10**8), "n_loop=200000000 must be at most 512"),
+    # tensors
+    "one missing": (tensors_with(**{"embed.weight": None}), "embed.weight is missing"),
+    "one too many": (tensors_with(more=torch.zeros(3)), "'more' is not a tensor"),
+    "one turned": (tensors_with(**{QKV: torch.zeros(32, 96)}), f"{QKV}: expected the shape"),
+    "a scale of nothing": (
+        tensors_with(**{"more.scale": torch.ones(3, 1)}),
+        "'more.scale' is not a tensor",
+    ),
+    "a scale too many": (
+        tensors_with(**{"unpool.weight.scale": torch.ones(16, 1)}),
+        "unpool.weight.scale: expected no scale for F32",
+    ),
+    "integers without a scale": (packed(torch.int8, (16, 32), None), "unpool.weight.scale is miss"),
+    "bytes without a scale": (packed(torch.uint8, (8, 32), None), "unpool.weight.scale is missing"),
+    "another type of scale": (
+        packed(torch.int8, (16, 32), (16, 1), torch.float32),
+        "unpool.weight.scale: expected the type F16, got F32",
+    ),
+    "a scale too short": (
+        packed(torch.int8, (16, 32), (1, 1)),
+        r"unpool.weight.scale: expected the shape \(16, 1\), got \(1, 1\)",
+    ),
+    "4 bits in one row": (
+        packed(torch.uint8, (1, 32), (8, 1)),
+        r"unpool.weight: expected the shape \(8, 32\), got \(1, 32\)",
     ),
 }
+for kind in ("int64", "int32", "bool", "complex64", "float64", "uint16", "float8_e5m2"):
+    wrong = torch.zeros(16, 32).to(getattr(torch, kind))
+    DAMAGE[kind] = (
+        tensors_with(**{"unpool.weight": wrong}),
+        "unpool.weight: expected the type F32 or F16 or BF16, got",
+    )
 
 
+@pytest.mark.parametrize("has_sums", [True, False])
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_a_damaged_folder_is_refused_in_one_line(kind, shared, tmp_path, monkeypatch):
+def test_a_damaged_folder_is_refused_in_one_line(kind, has_sums, shared, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "model"
     shutil.copytree(shared, folder)
-    DAMAGE[kind](folder)
-    with pytest.raises(ValueError, match=r"model") as e:
+    if not has_sums:
+        change_config(folder, lambda config: config.pop("sha256"))
+    damage, line = DAMAGE[kind]
+    damage(folder)
+    # The header is enough to refuse all of these.
+    monkeypatch.setattr(safetensors.torch, "load", lambda content: 1 / 0)
+    with pytest.raises(ValueError, match=line) as e:
         files.load_run(folder)
-    assert "\n" not in str(e.value) and str(folder) in str(e.value) and len(str(e.value)) < 500
+    assert "\n" not in str(e.value) and str(folder) in str(e.value) and len(str(e.value)) < 600
     assert not (tmp_path / "it_was_run").exists()
+
+
+@pytest.mark.parametrize("has_sums", [True, False])
+def test_a_knob_that_is_missing_is_named(has_sums, shared, tmp_path, monkeypatch):
+    shutil.copytree(shared, tmp_path / "model")
+    if not has_sums:
+        change_config(tmp_path / "model", lambda config: config.pop("sha256"))
+    text = (tmp_path / "model/config.json").read_text()
+    for field in dataclasses.fields(ModelConfig):
+        change_config(tmp_path / "model", lambda config: config.pop(field.name))  # noqa: B023
+        with pytest.raises(ValueError, match=f"config.json: the knob {field.name} is missing"):
+            STLM.from_pretrained(tmp_path / "model")
+        (tmp_path / "model/config.json").write_text(text)
+
+    # A knob that did not exist when the model was shared has a value that means "as before".
+    monkeypatch.setitem(model_py.ADDED_KNOBS, "n_loop", 1)
+    change_config(tmp_path / "model", lambda config: config.pop("n_loop"))
+    if has_sums:
+        with pytest.raises(ValueError, match=r"config.json is damaged, or was changed"):
+            STLM.from_pretrained(tmp_path / "model")
+    else:
+        assert STLM.from_pretrained(tmp_path / "model").cfg.n_loop == 1
+
+
+@pytest.mark.parametrize("bits", [32, 16, 8, 4])
+def test_no_flipped_bit_goes_unnoticed(bits, tmp_path):
+    """In the weights every bit counts, in config.json those of `about` do not."""
+    model = random_model()
+    model.save_pretrained(tmp_path, bits)
+    expected = logits(STLM.from_pretrained(tmp_path))
+    random = np.random.default_rng(bits)
+    for name in ("model.safetensors", "config.json"):
+        path = tmp_path / name
+        content = path.read_bytes()
+        for place in random.integers(len(content), size=60).tolist():
+            flipped = bytearray(content)
+            flipped[place] ^= 1 << random.integers(8)
+            path.write_bytes(flipped)
+            try:
+                again = STLM.from_pretrained(tmp_path)
+            except ValueError as e:
+                assert name in str(e) and "\n" not in str(e)
+                continue
+            assert name == "config.json"
+            assert again.cfg == model.cfg and torch.equal(logits(again), expected)
+        path.write_bytes(content)
+
+
+def test_about_may_be_edited(shared, tmp_path, capsys):
+    shutil.copytree(shared, tmp_path / "model")
+    config_with(about={"data": {"name": "poems"}})(tmp_path / "model")
+    assert files.load_run(tmp_path / "model")[1]["data"] == {"name": "poems"}
+    assert capsys.readouterr().err == ""
+
+
+def test_without_sums_a_model_loads_and_a_line_says_so(shared, tmp_path, capsys):
+    shutil.copytree(shared, tmp_path / "model")
+    change_config(tmp_path / "model", lambda config: config.pop("sha256"))
+    assert torch.equal(
+        logits(STLM.from_pretrained(tmp_path / "model")), logits(STLM.from_pretrained(shared))
+    )
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and str(tmp_path / "model") in said and "sha256" in said
+
+
+@pytest.mark.parametrize(
+    "sums", [None, 5, [], "abc", {}, {"weights": "abc"}, {"weights": None, "knobs": None}]
+)
+def test_sums_of_another_kind_are_refused(sums, shared, tmp_path):
+    shutil.copytree(shared, tmp_path / "model")
+    config_with(sha256=sums)(tmp_path / "model")
+    with pytest.raises(ValueError, match=r"config\.json.*expected .*sha256") as e:
+        STLM.from_pretrained(tmp_path / "model")
+    assert "\n" not in str(e.value)
+    good = json.loads((shared / "config.json").read_text())["sha256"]
+    for key in ("weights", "knobs"):
+        for value in (5, [good[key]], good[key][:9], good[key][::-1], None):
+            config_with(sha256=good | {key: value})(tmp_path / "model")
+            with pytest.raises(ValueError, match="is damaged, or was changed since"):
+                STLM.from_pretrained(tmp_path / "model")
+
+
+def test_other_code_that_writes_weights_leaves_the_sums_out(shared, tmp_path):
+    """Libraries write all the entries of config.json again that they have read."""
+    shutil.copytree(shared, tmp_path / "model")
+    twice = {key: 2 * w for key, w in load_file(shared / "model.safetensors").items()}
+    tensors_with(**twice)(tmp_path / "model")
+    with pytest.raises(ValueError, match=r'remove "sha256" from config\.json'):
+        STLM.from_pretrained(tmp_path / "model")
+    change_config(tmp_path / "model", lambda config: config.pop("sha256"))
+    assert (STLM.from_pretrained(tmp_path / "model").embed.weight == twice["embed.weight"]).all()
+
+
+def test_a_tensor_may_be_called_scale(tmp_path):
+    class Edited(STLM):
+        def __init__(self, cfg):
+            super().__init__(cfg)
+            self.scale = torch.nn.Parameter(torch.tensor([3.0]))
+            self.unpool.register_parameter("scale", torch.nn.Parameter(torch.tensor([[0.5]])))
+
+    model = Edited(ModelConfig(n_layer=1, n_head=1, n_embd=16, n_local_embd=8))
+    model.save_pretrained(tmp_path, 8)
+    again = Edited.from_pretrained(tmp_path)
+    assert again.scale == 3
+    assert again.unpool.scale == 0.5
+
+
+def test_buffers_keep_their_type_or_are_refused(tmp_path):
+    class Edited(STLM):
+        kind = torch.int64
+
+        def __init__(self, cfg):
+            super().__init__(cfg)
+            self.register_buffer("counts", torch.zeros(5, dtype=self.kind))
+
+    Edited(ModelConfig(n_layer=1, n_head=1, n_embd=16, n_local_embd=8)).save_pretrained(tmp_path)
+    Edited.kind = torch.bool
+    with pytest.raises(ValueError, match=r"counts: expected the type torch.bool, got torch.int64"):
+        Edited.from_pretrained(tmp_path)
 
 
 def test_what_is_told_wrongly_of_a_run_is_not_believed(shared, tmp_path):
@@ -616,8 +812,66 @@ def test_loaded_weights_outlive_the_file_they_came_from(shared, tmp_path):
     shutil.copytree(shared, tmp_path / "a")
     model = STLM.from_pretrained(tmp_path / "a")
     before = logits(model)
+    path = tmp_path / "a/model.safetensors"
+    path.write_bytes(b"x" * path.stat().st_size)
+    assert torch.equal(logits(model), before)
+    path.write_bytes(b"")
+    assert torch.equal(logits(model), before)
     model.save_pretrained(tmp_path / "a", bits=8)
     assert torch.equal(logits(model), before)
+
+
+@pytest.mark.parametrize("std", [1.0, 1e-4, 1e-6, 1e-7])
+@pytest.mark.parametrize("bits", [32, 16, 8, 4])
+def test_a_model_that_is_saved_again_has_the_same_weights_bit_for_bit(bits, std, tmp_path):
+    """Also rows of zeros, rows with two extremes, and rows so small that their scale is inexact."""
+    model = random_model()
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=std)
+    model.grams.weight.data[:9] = 0
+    model.grams.weight.data[:4, 1] = -0.0
+    model.pool.weight.data[:, 0] = 7 * std
+    model.pool.weight.data[:, 1] = -7 * std
+    model.save_pretrained(tmp_path / "once", bits)
+    STLM.from_pretrained(tmp_path / "once").save_pretrained(tmp_path / "twice", bits)
+    for name in ("model.safetensors", "config.json"):
+        assert (tmp_path / "once" / name).read_bytes() == (tmp_path / "twice" / name).read_bytes()
+
+
+def test_files_are_written_together_or_not_at_all(shared, tmp_path, monkeypatch):
+    shutil.copytree(shared, tmp_path / "old")
+    before = {p.name: p.read_bytes() for p in (tmp_path / "old").iterdir()}
+    model = random_model()
+    write_bytes = Path.write_bytes
+
+    def disk_full(path, content):
+        if path.name == "config.json":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write_bytes(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", disk_full)
+    for folder in (tmp_path / "old", tmp_path / "new"):
+        with pytest.raises(OSError, match="No space left"):
+            model.save_pretrained(folder, card="# a model")
+    assert {p.name: p.read_bytes() for p in (tmp_path / "old").iterdir()} == before
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_link_in_the_folder_is_replaced_and_its_target_stays(shared, tmp_path):
+    shutil.copytree(shared, tmp_path / "a")
+    (tmp_path / "a/notes.txt").write_text("stays")
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    names = ("model.safetensors", "config.json", "model.py", "README.md")
+    for name in names:
+        (tmp_path / "a" / name).rename(mine / name)
+        (tmp_path / "a" / name).symlink_to(mine / name)
+    before = {p.name: p.read_bytes() for p in mine.iterdir()}
+    STLM.from_pretrained(tmp_path / "a").save_pretrained(tmp_path / "a", bits=4, card="# new")
+    assert {p.name: p.read_bytes() for p in mine.iterdir()} == before
+    assert not any((tmp_path / "a" / name).is_symlink() for name in names)
+    assert (tmp_path / "a/README.md").read_text() == "# new"
+    assert {*names, "notes.txt"} <= {p.name for p in (tmp_path / "a").iterdir()}
 
 
 def test_a_hub_that_does_not_answer_is_one_line(trained, tmp_path):
