@@ -5,7 +5,6 @@ import contextlib
 import dataclasses
 import errno
 import json
-import math
 import os
 import pickle
 import re
@@ -13,12 +12,13 @@ import shutil
 import subprocess
 import sys
 import time
+import typing
 import zipfile
 from pathlib import Path
 
 import torch
 
-from config import ROOT
+from config import ROOT, Config
 from model import STLM, ModelConfig
 
 try:
@@ -100,8 +100,8 @@ def fitting(value, shape, where=None):
     if shape is object:
         return value
     if shape is float:
-        # not bool, which is an int; not nan or inf, which json.loads accepts
-        fits = type(value) in (int, float) and math.isfinite(value)
+        # not bool, which is an int; not nan, inf or 10**400, which json.loads accepts
+        fits = type(value) in (int, float) and abs(value) <= sys.float_info.max
     else:
         fits = type(value) is shape
     if fits:
@@ -244,6 +244,25 @@ def game_of(checkpoint):
     return checkpoint.get("game", "")
 
 
+# What is shared of a run (the `about` of config.json), and nothing else: see `fitting`.
+SPLIT = {"bytes": int, "documents": int, "sha256": str}
+ACCURACIES = ("acc", "acc_stderr", "acc_norm", "acc_norm_stderr", "acc_bytes", "acc_bytes_stderr")
+ABOUT = {
+    "step": int,
+    "elapsed": float,
+    "commit": str,
+    "command": str,
+    "device": str,
+    "data": {"name": str, "sources": [str], "train": SPLIT, "val": SPLIT},
+    "verdict": {"*": object},
+    "val": {"bpb": float, "bpb_stride": float, "bytes": int, "context": int, "stride": int},
+    "tasks": {"*": {"n": int, "of": int, "chance": float} | dict.fromkeys(ACCURACIES, float)},
+    "chosen_on_val": bool,
+    "game": str,
+    "bits": int,
+}
+
+
 def load_run(name, first="best", device="cpu"):
     """-> (model, checkpoint, path) of a run's folder, a shared folder, or USER/NAME on the Hub.
 
@@ -271,10 +290,9 @@ def load_run(name, first="best", device="cpu"):
         )
     model = STLM.from_pretrained(name).to(device)
     checkpoint = {"step": 0, "elapsed": 0.0, "commit": "unknown", "data": {}}
-    for key, value in model.about.items():
-        # Anybody may have written config.json: keep the types that callers rely on.
-        if key not in checkpoint or type(value) is type(checkpoint[key]):
-            checkpoint[key] = value
+    checkpoint |= fitting(model.about, ABOUT, f"{name}/config.json: about")
+    if checkpoint.get("game") not in typing.get_args(Config.__annotations__["game"]):
+        checkpoint.pop("game", None)
     checkpoint["config"] = dataclasses.asdict(model.cfg)
     checkpoint["config"]["dataset"] = str(checkpoint["data"].get("name") or "")
     checkpoint["config"]["data_dir"] = "data"
