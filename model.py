@@ -1015,14 +1015,16 @@ class STLM(nn.Module):
                 folder = Path(snapshot_download(str(name), allow_patterns=files))
             cfg, about, sums = read_config(folder / "config.json")
             if sums is None:
-                print(f"{name}: config.json has no sha256 to notice damage with", file=sys.stderr)
+                print(f"{name}: no sha256 in config.json: damage goes unnoticed", file=sys.stderr)
             with torch.device("meta"):
                 expected = dict(cls(cfg).saved_tensors())
             weights = read_weights(folder / "model.safetensors", expected, sums)
             model = cls.with_weights(cfg, weights)
             for key, w in model.named_parameters():
                 if not w.isfinite().all():
-                    raise ValueError(f"{key}: expected finite weights, got NaN or infinity")
+                    raise ValueError(
+                        f"{key}: expected finite weights, got NaN or infinity; {COPY_AGAIN}"
+                    )
         except Exception as e:
             why = " ".join(str(e).split())[:400]
             if (folder / "model.safetensors").exists():
@@ -1223,8 +1225,8 @@ def read_weights(path, expected, sums):
 def check_header(file, expected):
     """ValueError unless an open safetensors file holds what the model's tensors can be made of.
 
-    Floats are stored as F32, F16 or BF16. Or `pack` has made integers of a matrix, I8 or U8, and
-    a scale, F16. Other tensors, which somebody's edited model may have, keep their own type.
+    Floats are stored as F32, F16 or BF16; or, packed, a matrix as I8 or U8 with a scale as F16.
+    Integers and booleans, which an edited model may have in buffers, must have the model's type.
     """
     keys = current_names({key: key for key in file.keys()})  # noqa: SIM118
     stored = {name: file.get_slice(key) for name, key in keys.items()}
@@ -1320,8 +1322,8 @@ def pack(w, bits):
     scale = scale.where(scale != 0, 0)  # no -0
     divisor = scale.float().where(scale != 0, 1)
     whole = (groups / divisor).round().clamp(-limit, limit - 1).to(torch.int8)
-    # A tiny scale is so inexact that the extreme may have become less than -limit. Then the
-    # unpacked matrix would have another scale.
+    # A tiny scale is so inexact that the extreme may not have become -limit. Then the unpacked
+    # matrix would have another scale.
     whole = whole.scatter(1, place, -limit) * (scale != 0)
     if bits == 4:
         whole = ((whole[:, ::2] + 8) * 16 + whole[:, 1::2] + 8).byte()

@@ -347,6 +347,7 @@ def markdown_text(text):
     text = text.replace("&", "&amp;").replace("<", "&lt;")
     # GitHub makes links of these by itself.
     text = re.sub(r"(?i)\b(https?|ftp):", r"\1&#58;", text)
+    text = text.replace("@", "&#64;")
     return re.sub(r"(?i)\bwww\.", "www&#46;", text)
 
 

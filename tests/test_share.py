@@ -718,7 +718,8 @@ def test_what_goes_out_is_printed_before_it_goes(fake_hub, shared, monkeypatch, 
 
 HOSTILE = (
     "x\n\n# heading\n---\nevil: yes\n---\n<img src=x onerror=y> <!-- [a](http://e.com) "
-    "![b](http://e.com/i.png) | ``` ```` `c` https://e.com www.e.com\r\n> quote\n| a |\n|---|\n"
+    "![b](http://e.com/i.png) | ``` ```` `c` https://e.com www.e.com "
+    "a@e.com\r\n> quote\n| a |\n|---|\n"
 )
 
 
@@ -748,7 +749,7 @@ def test_text_from_others_does_nothing_in_the_card(shared, tmp_path):
         told = re.sub(r"\\[\\`*\[\]|!#]", "", hostile)
         told = re.sub(r"&#\d+;", "", told)
         told = told.replace("| 3 | 50.0% ± 0.0% | 50.0% |", "").removeprefix("|")
-        assert not re.search(r"[<`\[\]|!#]|https?:|www\.", told), told
+        assert not re.search(r"[<`\[\]|!#@]|https?:|www\.", told), told
     assert any("heading" in line for line in cards[HOSTILE])
 
 
@@ -1004,6 +1005,11 @@ def test_without_sums_a_model_loads_and_a_line_says_so(shared, tmp_path, capsys)
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and str(tmp_path / "model") in said and "sha256" in said
 
+    # Others may store floats of 16 bits.
+    half = load_file(shared / "model.safetensors")["unpool.weight"].half()
+    tensors_with(**{"unpool.weight": half})(tmp_path / "model")
+    assert (STLM.from_pretrained(tmp_path / "model").unpool.weight == half.float()).all()
+
 
 @pytest.mark.parametrize(
     "sums", [None, 5, [], "abc", {}, {"weights": "abc"}, {"weights": None, "knobs": None}]
@@ -1197,6 +1203,11 @@ def test_files_are_written_together_or_not_at_all(shared, tmp_path, monkeypatch)
         if path.name == "config.json":
             raise OSError(errno.ENOSPC, "No space left on device")
         return write_bytes(path, content)
+
+    (tmp_path / "odd/model.py").mkdir(parents=True)  # cannot be replaced by a file
+    with pytest.raises(OSError):
+        model.save_pretrained(tmp_path / "odd", card="# a model")
+    assert [p.name for p in (tmp_path / "odd").iterdir()] == ["model.py"]
 
     monkeypatch.setattr(Path, "write_bytes", disk_full)
     for folder in (tmp_path / "old", tmp_path / "new"):

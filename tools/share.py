@@ -105,7 +105,7 @@ def check_target(cfg):
     if is_hub_name(cfg.to):
         return
     if cfg.private:
-        raise ValueError(f"to={cfg.to} is a folder: --private needs --to=USER/NAME on the Hub")
+        raise ValueError(f"to={cfg.to} is not on the Hub: --private needs --to=USER/NAME")
     to = Path(cfg.to)
     if to.name in ("", ".."):
         raise ValueError(f"to={cfg.to} has no name of its own: give the folder's name")
@@ -302,7 +302,7 @@ def facts_of(about):
     data = about["data"]
     facts = [f"- text: {markdown_text(data.get('name') or 'unknown')}"]
     if data.get("sources"):
-        facts[0] += f" ({', '.join(map(markdown_text, data['sources']))})"
+        facts[0] += f" ({markdown_text(', '.join(data['sources']))})"
     for split in ("train", "val"):
         found = {"bytes": 0, "documents": 0} | data.get(split, {})
         if found["bytes"]:
