@@ -64,7 +64,7 @@ from lib.files import (
 )
 from lib.machine import Machine, flops_per_symbol, parameter_table, pick_device
 from lib.optim import make_optimizers
-from model import PAD, STLM, rows_of, sample
+from model import PAD, STLM, NotFinite, rows_of, sample
 from train import compile_and_wrap, train_step
 
 
@@ -383,7 +383,7 @@ def run_eval(options):
                     result["tasks"][task] = benchmark(model, task, items, options) | how
                 scored.append(task)
             except ValueError as e:
-                if options.tasks:
+                if options.tasks or isinstance(e, NotFinite):
                     raise ValueError(f"{task}: {e}") from None
                 print(f"{task}: skipped: {e}", file=sys.stderr)
                 if isinstance(e, Unreachable):
@@ -635,6 +635,8 @@ def score_batch(model, batch):
         x = torch.cat((x, rest), dim=1)
     logits = model.head(x)[:, : y.size(1)]  # y is empty if no row goes beyond the beginning
     log_p = -F.cross_entropy(logits.transpose(1, 2), y, reduction="none").cpu().double()
+    if not log_p.isfinite().all():
+        raise NotFinite("log-probabilities")
     is_first = (logits.argmax(dim=2) == y).cpu()
     nats = (log_p * counts).sum(dim=1).tolist()
     greedy = (is_first | ~counts).all(dim=1).tolist()

@@ -38,6 +38,8 @@ import dataclasses
 import hashlib
 import json
 import math
+import shutil
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +56,28 @@ GPT2_VOCAB = 50257
 HASH = 50261  # factor of the polynomial hashes: odd, and larger than any symbol
 IS_WORD = [b >= 0x80 or chr(b).isalnum() for b in range(256)]  # is this byte part of a word?
 IS_WORD[EOT] = False
+
+# The lowest and the highest value of each whole number among the knobs. The highest are far above
+# any useful value: they keep a config.json that somebody else wrote from taking all memory.
+KNOB_LIMITS = {
+    "gpt2_vocab": (257, GPT2_VOCAB),
+    "block_size": (1, 2**20),
+    "max_patch": (1, 2**20),
+    "max_patches": (0, 2**20),
+    "n_layer": (1, 512),
+    "n_head": (1, 4096),
+    "n_embd": (1, 65536),
+    "n_local_embd": (1, 65536),
+    "n_local_enc": (0, 512),
+    "n_local_dec": (0, 512),
+    "local_reach": (1, 4096),
+    "n_grams": (0, 64),
+    "gram_rows": (1, 2**28),
+    "gram_width": (1, 65536),
+    "n_match": (0, 16),
+    "canon_reach": (1, 4096),
+    "n_loop": (1, 512),
+}
 
 
 @dataclass
@@ -83,7 +107,6 @@ class ModelConfig:
     share_ffn: bool = False  # one feed-forward for all trunk blocks
 
     def __post_init__(self):
-        may_be_zero = ("max_patches", "n_local_enc", "n_local_dec", "n_grams", "n_match")
         for field in dataclasses.fields(ModelConfig):
             key = field.name
             value = getattr(self, key)
@@ -92,11 +115,12 @@ class ModelConfig:
                 raise ValueError(f"{key}={value!r} must be one of {choices}")
             if not choices and type(value) is not field.type:
                 raise ValueError(f"{key}={value!r} must be of type {field.type.__name__}")
-            lowest = 0 if key in may_be_zero else 1
-            if field.type is int and value < lowest:
-                raise ValueError(f"{key}={value} must be at least {lowest}")
-        if self.n_match > 16:
-            raise ValueError(f"n_match={self.n_match} must be at most 16")
+            if field.type is int:
+                lowest, highest = KNOB_LIMITS[key]
+                if value < lowest:
+                    raise ValueError(f"{key}={value} must be at least {lowest}")
+                if value > highest:
+                    raise ValueError(f"{key}={value} must be at most {highest}")
         if self.n_embd % (2 * self.n_head) != 0:
             raise ValueError(
                 f"n_embd={self.n_embd} must be a multiple of 2 * n_head={2 * self.n_head}: "
@@ -104,8 +128,6 @@ class ModelConfig:
             )
         if self.tokenizer == "gpt2" and self.pooling != "none":
             raise ValueError("tokenizer='gpt2' is the BPE baseline: it needs pooling='none'")
-        if not 257 <= self.gpt2_vocab <= GPT2_VOCAB:
-            raise ValueError(f"gpt2_vocab={self.gpt2_vocab} must be between 257 and {GPT2_VOCAB}")
         if self.pooling == "none" and self.n_patches < self.block_size:
             raise ValueError(
                 f"max_patches={self.max_patches} is below block_size={self.block_size}, "
@@ -304,13 +326,28 @@ def rows_of(state, rows):
     return chosen
 
 
+class NotFinite(ValueError):
+    """A model's output is NaN or infinite."""
+
+    def __init__(self, what):
+        super().__init__(
+            f"expected finite {what}, got NaN or infinity: the weights are damaged, or training "
+            "diverged; copy the model again, or train it with lower learning rates"
+        )
+
+
 def sample(logits, temperature=1.0, top_k=0, top_p=1.0, generator=None):
-    """Draw one symbol per row of logits (B, V). Returns a list of ints."""
+    """Draw one symbol per row of logits (B, V), none whose logit is -inf. Returns a list of ints.
+
+    NotFinite if a logit is NaN or inf.
+    """
+    highest = logits.amax(dim=1, keepdim=True)
+    if not highest.isfinite().all():
+        raise NotFinite("logits")
     # 0 would give 0 / 0, and a temperature this close to it means the same.
     if temperature < 1e-6:
         return logits.argmax(dim=1).tolist()
-    logits = logits.double()
-    logits = logits - logits.amax(dim=1, keepdim=True)
+    logits = logits.double() - highest
     p = F.softmax(logits / temperature, dim=1)
     p, symbols = p.sort(dim=1, descending=True)
     if top_k > 0:
@@ -966,9 +1003,10 @@ class STLM(nn.Module):
 
     @classmethod
     def from_pretrained(cls, name):
-        """A model in eval mode from a folder of save_pretrained, or USER/NAME on the Hub."""
-        from safetensors.torch import load_file
+        """A model in eval mode from a folder of save_pretrained, or USER/NAME on the Hub.
 
+        ValueError if a file is damaged, was changed since it was saved, or was saved by other code.
+        """
         folder = Path(name)
         try:
             if not folder.exists() and not folder.parent.exists():
@@ -976,31 +1014,20 @@ class STLM(nn.Module):
 
                 files = ["config.json", "model.safetensors"]
                 folder = Path(snapshot_download(str(name), allow_patterns=files))
-            config = json.loads((folder / "config.json").read_bytes())
-            stored = load_file(folder / "model.safetensors")
-            about = dict(config.pop("about", {}))
-            cfg = ModelConfig(**config)
-            if max(cfg.n_layer, cfg.n_local_enc, cfg.n_local_dec) > len(stored):
-                raise ValueError("config.json has more layers than model.safetensors")
+            cfg, about, sums = read_config(folder / "config.json")
+            if sums is None:
+                print(f"{name}: no sha256 in config.json: damage goes unnoticed", file=sys.stderr)
             with torch.device("meta"):
-                shapes = {key: w.shape for key, w in cls(cfg).state_dict().items()}
-
-            weights = {}
-            stored = current_names(cfg, stored)
-            for key, w in stored.items():
-                if key.endswith(".scale"):
-                    continue
-                if f"{key}.scale" in stored:
-                    w = unpack(key, w, stored[f"{key}.scale"], shapes.get(key))
-                # Somebody's buffers may hold integers or booleans: keep their dtype.
-                if w.is_floating_point():
-                    w = w.float()
-                weights[key] = w
+                expected = dict(cls(cfg).saved_tensors())
+            weights = read_weights(folder / "model.safetensors", expected, sums)
             model = cls.with_weights(cfg, weights)
-            if not all(w.isfinite().all() for w in model.parameters()):
-                raise ValueError("its weights are not finite")
+            for key, w in model.named_parameters():
+                if not w.isfinite().all():
+                    raise ValueError(
+                        f"{key}: expected finite weights, got NaN or infinity; {COPY_AGAIN}"
+                    )
         except Exception as e:
-            why = " ".join(str(e).split())[:300]
+            why = " ".join(str(e).split())[:400]
             if (folder / "model.safetensors").exists():
                 raise ValueError(f"the model in {name} cannot be used: {why}") from None
             raise ValueError(
@@ -1010,10 +1037,14 @@ class STLM(nn.Module):
         return model
 
     def save_pretrained(self, folder, bits=32, card=""):
-        """Write model.safetensors, config.json, README.md (the `card`) and a copy of this file.
+        """Write model.safetensors, config.json, a copy of this file, and the `card` as README.md.
 
         bits: 32, 16 (bfloat16), 8 or 4 (see `pack`). At 8 or 4 bits, small tensors keep 16, and the
-        embedding, which is also the head, keeps 8.
+            embedding, which is also the head, keeps 8.
+        card: Markdown; if it is empty, README.md stays as it is.
+
+        config.json holds the sha256 of the weights and of the knobs, for from_pretrained to check.
+        Other code that writes one of the two files must renew "sha256" or leave it out.
         """
         from safetensors.torch import save
 
@@ -1032,21 +1063,17 @@ class STLM(nn.Module):
                 packed, scale = pack(w, 8 if key == "embed.weight" else bits)
                 tensors[key] = packed
                 tensors[f"{key}.scale"] = scale
-        config = {}
-        for field in dataclasses.fields(ModelConfig):
-            config[field.name] = getattr(self.cfg, field.name)
-        config["about"] = self.about | {"bits": bits}
-        card = card or "Load it with `STLM.from_pretrained` in model.py."
+        weights = save(tensors)
+        knobs = {key: getattr(self.cfg, key) for key in KNOBS}
+        sums = {"weights": sha256(weights), "knobs": sha256_of_knobs(knobs)}
+        config = knobs | {"sha256": sums, "about": self.about | {"bits": bits}}
 
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        # Not in place: this model may still read its weights from the old file.
-        new = folder / "model.safetensors.tmp"
-        new.write_bytes(save(tensors))
-        new.replace(folder / "model.safetensors")
-        (folder / "config.json").write_text(json.dumps(config, indent=1))
-        (folder / "README.md").write_text(card, encoding="utf-8")
-        (folder / "model.py").write_bytes(Path(__file__).read_bytes())
+        contents = {"model.py": Path(__file__).read_bytes()}
+        if card:
+            contents["README.md"] = card.encode()
+        contents["model.safetensors"] = weights
+        contents["config.json"] = json.dumps(config, indent=1).encode()
+        write_together(Path(folder), contents)
 
     def saved_tensors(self):
         """Yield (name, tensor) of all parameters and saved buffers, a shared one once."""
@@ -1056,22 +1083,187 @@ class STLM(nn.Module):
                 seen.add(id(w))
                 yield name, w.detach()
 
-    def push_to_hub(self, name, bits=32, card=""):
-        """save_pretrained to USER/NAME on the Hub. Run `hf auth login` first."""
-        from huggingface_hub import create_repo, upload_folder
+    def push_to_hub(self, name, bits=32, card="", private=False):
+        """save_pretrained to USER/NAME on the Hub. Run `hf auth login` first.
+
+        private: a new repository is private, and a public one is refused.
+        """
+        from huggingface_hub import create_repo, repo_info, upload_folder
 
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, bits, card)
-            create_repo(name, exist_ok=True)
+            # With None, an organization's own setting decides.
+            create_repo(name, exist_ok=True, private=private or None)
+            if private and not repo_info(name).private:
+                raise ValueError(
+                    f"expected a private repository, got {name}, which is public: make it private "
+                    "in its settings, or choose another name"
+                )
             upload_folder(repo_id=name, folder_path=folder)
 
 
-OTHER_CODE = "the weights were saved by other code: use the model.py of their folder or commit"
+def write_together(folder, contents):
+    """Write files, {name: bytes}, into a folder: all of them, or none if one cannot be written.
+
+    A link among the old files is replaced. What it points to stays as it is.
+    """
+    is_new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(dir=folder) as new:
+            for name, content in contents.items():
+                Path(new, name).write_bytes(content)
+            for name in contents:
+                Path(new, name).replace(folder / name)
+    except BaseException:
+        if is_new:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+KNOBS = [field.name for field in dataclasses.fields(ModelConfig)]
+# Knobs that were added after models were first shared, with the values that mean "as before". Only
+# these may be missing from a config.json. Whoever adds a knob to ModelConfig adds it here as well.
+ADDED_KNOBS = {}
+COPY_AGAIN = "copy or download the model again"
+OTHER_CODE = (
+    "the model is damaged or was saved by other code: copy it again, or use the model.py of its "
+    "folder or commit"
+)
+
+
+def sha256(content):
+    return hashlib.sha256(content).hexdigest()
+
+
+def sha256_of_knobs(knobs):
+    return sha256(json.dumps(knobs, sort_keys=True).encode())
+
+
+def check_sum(file, expected, found):
+    if found != expected:
+        raise ValueError(
+            f"{file} is damaged, or was changed since it was saved: expected the sha256 "
+            f"{str(expected)[:12]!r}, got {found[:12]!r}; {COPY_AGAIN}; if you changed it on "
+            'purpose, remove "sha256" from config.json'
+        )
+
+
+def read_config(path):
+    """-> (the ModelConfig, `about`, the sums) of a config.json, which anybody may have written.
+
+    The sums are None if the model was shared before save_pretrained wrote any.
+    """
+    if not path.is_file():  # a pipe would never end
+        raise ValueError(f"config.json is missing; {COPY_AGAIN}")
+    try:
+        config = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as e:
+        raise ValueError(f"config.json: expected JSON, got {e}; {COPY_AGAIN}") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"config.json: expected an object, got {config!r:.40}; {COPY_AGAIN}")
+    about = config.pop("about", {})
+    if not isinstance(about, dict):
+        raise ValueError(f"config.json: expected about={{...}}, got {about!r:.40}; {COPY_AGAIN}")
+    has_sums = "sha256" in config
+    sums = config.pop("sha256", None)
+    if has_sums and not (isinstance(sums, dict) and sums.keys() >= {"weights", "knobs"}):
+        raise ValueError(
+            f"config.json: expected sha256={{weights, knobs}}, got {sums!r:.40}; {COPY_AGAIN}"
+        )
+
+    # The knobs by name first: a sum cannot tell which of them is wrong.
+    for key in config:
+        if key not in KNOBS:
+            raise ValueError(f"config.json: unknown knob {key!r:.40}; {OTHER_CODE}")
+    for key in KNOBS:
+        if key not in config and key not in ADDED_KNOBS:
+            raise ValueError(f"config.json: the knob {key} is missing; {COPY_AGAIN}")
+    try:
+        cfg = ModelConfig(**ADDED_KNOBS | config)
+    except ValueError as e:
+        raise ValueError(f"config.json: {e!s:.200}; {COPY_AGAIN}") from None
+    if sums:
+        check_sum("config.json", sums["knobs"], sha256_of_knobs(config))
+    return cfg, about, sums
+
+
+def read_weights(path, expected, sums):
+    """The tensors of a model.safetensors, unpacked, under today's names.
+
+    expected: the model's own tensors, on "meta". Only a file whose header fits them is read, so
+        that no file takes more memory than its model.
+    """
+    from safetensors import SafetensorError, safe_open
+    from safetensors.torch import load
+
+    if not path.is_file():
+        raise ValueError(f"model.safetensors is missing; {COPY_AGAIN}")
+    try:
+        with safe_open(path, "pt") as file:
+            check_header(file, expected)
+    except SafetensorError as e:
+        raise ValueError(f"model.safetensors: {e}; {COPY_AGAIN}") from None
+    except ValueError as e:
+        raise ValueError(f"model.safetensors: {e}") from None
+
+    # Not mapped: whoever overwrites or cuts the file later must not change this model.
+    content = path.read_bytes()
+    if sums:
+        check_sum("model.safetensors", sums["weights"], sha256(content))
+    stored = current_names(load(content))
+    weights = {}
+    for name, w in expected.items():
+        found = stored[name]
+        if f"{name}.scale" in stored:
+            found = unpack(found, stored[f"{name}.scale"], w.shape)
+        elif w.is_floating_point():
+            found = found.float()
+        weights[name] = found
+    return weights
+
+
+def check_header(file, expected):
+    """ValueError unless an open safetensors file holds what the model's tensors can be made of.
+
+    Floats are stored as F32, F16 or BF16; or, packed, a matrix as I8 or U8 with a scale as F16.
+    Integers and booleans, which an edited model may have in buffers, must have the model's type.
+    """
+    keys = current_names({key: key for key in file.keys()})  # noqa: SIM118
+    stored = {name: file.get_slice(key) for name, key in keys.items()}
+    for name, w in expected.items():
+        if name not in stored:
+            raise ValueError(f"{name} is missing; {OTHER_CODE}")
+        found = stored.pop(name)
+        scale = stored.pop(f"{name}.scale", None)
+        dtype = found.get_dtype()
+        shape = w.shape
+        if w.is_floating_point() and w.dim() == 2 and dtype in ("I8", "U8"):
+            shape, scale_shape = packed_shapes(w.shape, dtype)
+            if scale is None:
+                raise ValueError(f"{name}.scale is missing; {OTHER_CODE}")
+            check_shape(f"{name}.scale", scale.get_shape(), scale_shape)
+            check_dtype(f"{name}.scale", scale.get_dtype(), ["F16"])
+        elif scale is not None:
+            raise ValueError(f"{name}.scale: expected no scale for {dtype}; {OTHER_CODE}")
+        elif w.is_floating_point():
+            check_dtype(name, dtype, ["F32", "F16", "BF16"])
+        check_shape(name, found.get_shape(), shape)
+        if not w.is_floating_point():
+            check_dtype(name, found[...].dtype, [w.dtype])
+    for name in stored:
+        raise ValueError(f"{name!r:.80} is not a tensor of this model; {OTHER_CODE}")
 
 
 def fitting_weights(model, weights):
     """A saved model's tensors under today's names. ValueError if one does not fit."""
-    weights = current_names(model.cfg, weights)
+    weights = current_names(weights)
+    if model.cfg.share_ffn:
+        # It is stored once.
+        shared = {k: w for k, w in weights.items() if k.startswith("blocks.0.feed_forward.")}
+        for i in range(1, model.cfg.n_layer):
+            for name, w in shared.items():
+                weights[name.replace("blocks.0.", f"blocks.{i}.")] = w
     expected = model.state_dict()
     for name, w in expected.items():
         if name not in weights:
@@ -1079,7 +1271,7 @@ def fitting_weights(model, weights):
         check_shape(name, weights[name].shape, w.shape)
     for name in weights:
         if name not in expected:
-            raise ValueError(f"{name} is not a tensor of this model; {OTHER_CODE}")
+            raise ValueError(f"{name!r:.80} is not a tensor of this model; {OTHER_CODE}")
     return weights
 
 
@@ -1090,11 +1282,17 @@ def check_shape(name, found, expected):
         )
 
 
-def current_names(cfg, weights):
+def check_dtype(name, found, expected):
+    if found not in expected:
+        kinds = " or ".join(map(str, expected))
+        raise ValueError(f"{name}: expected the type {kinds}, got {found}; {OTHER_CODE}")
+
+
+def current_names(weights):
     """A saved model's tensors under today's names.
 
     Up to commit 1254c3f the parts of blocks were separate lists: attention.3.qkv.weight,
-    canon.7.weight. A shared feed-forward is stored once.
+    canon.7.weight.
     """
     renamed = {}
     for name, w in weights.items():
@@ -1105,18 +1303,14 @@ def current_names(cfg, weights):
         elif part == "canon":
             name = f"blocks.{int(i) // 2}.canon_{1 + int(i) % 2}.{rest}"
         renamed[name] = w
-    if cfg.share_ffn:
-        shared = {k: w for k, w in renamed.items() if k.startswith("blocks.0.feed_forward.")}
-        for i in range(1, cfg.n_layer):
-            for name, w in shared.items():
-                renamed[name.replace("blocks.0.", f"blocks.{i}.")] = w
     return renamed
 
 
 def pack(w, bits):
     """Round a matrix to integers of 8 or 4 bits. Returns them, and a scale per group.
 
-    With 8 bits a group is a row. With 4 bits it is 64 weights, stored two to a byte.
+    With 8 bits a group is a row. With 4 bits it is 64 weights, stored two to a byte. An unpacked
+    matrix gives the same integers and scales again.
     """
     if bits == 8:
         groups = w
@@ -1124,25 +1318,30 @@ def pack(w, bits):
         groups = F.pad(w.flatten(), (0, -w.numel() % 64)).view(-1, 64)
     # The scale has the sign that makes each group's extreme the most negative number, -limit.
     limit = 2 ** (bits - 1)
-    extreme = groups.gather(1, groups.abs().argmax(dim=1, keepdim=True))
-    scale = (extreme / -limit).half()
+    place = groups.abs().argmax(dim=1, keepdim=True)
+    scale = (groups.gather(1, place) / -limit).half()
+    scale = scale.where(scale != 0, 0)  # no -0
     divisor = scale.float().where(scale != 0, 1)
     whole = (groups / divisor).round().clamp(-limit, limit - 1).to(torch.int8)
+    # A tiny scale is so inexact that the extreme may not have become -limit. Then the unpacked
+    # matrix would have another scale.
+    whole = whole.scatter(1, place, -limit) * (scale != 0)
     if bits == 4:
         whole = ((whole[:, ::2] + 8) * 16 + whole[:, 1::2] + 8).byte()
     return whole, scale
 
 
-def unpack(name, whole, scale, shape):
-    """The inverse of `pack`: the matrix `name`, of this shape."""
-    if shape is None:
-        raise ValueError(f"{name} is not a tensor of this model; {OTHER_CODE}")
+def packed_shapes(shape, dtype):
+    """The shapes that `pack` gives a matrix and its scale: dtype I8 for 8 bits, U8 for 4."""
+    if dtype == "I8":
+        return shape, (shape[0], 1)
+    n_groups = math.ceil(shape.numel() / 64)
+    return (n_groups, 32), (n_groups, 1)
+
+
+def unpack(whole, scale, shape):
+    """The inverse of `pack`: a matrix of this shape."""
     if whole.dtype == torch.uint8:
-        n_groups = math.ceil(shape.numel() / 64)
-        check_shape(f"{name} (64 weights in a row, two in a byte)", whole.shape, (n_groups, 32))
         whole = torch.stack((whole >> 4, whole & 15), dim=2).flatten(1) - 8.0
-    else:
-        check_shape(name, whole.shape, shape)
-    check_shape(f"{name}.scale", scale.shape, (len(whole), 1))
     values = (whole * scale.float()).flatten()
     return values[: shape.numel()].view(shape)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from lib.files import read_json
-from model import EOT, GPT2_VOCAB
+from model import EOT, GPT2_VOCAB, NotFinite
 
 # --- symbols --------------------------------------------------------------------------------------
 
@@ -281,7 +281,7 @@ def bits_per_byte(model, data, T, limit=0, stride=0, machine=None, on_progress=l
     `on_progress` is called with the number of symbols scored in each batch.
 
     Returns a dict: nats; bytes; bpb; overflow, the share of windows with more patches than the
-    trunk attends to; bytes_per_patch.
+    trunk attends to; bytes_per_patch. NotFinite if the nats are NaN or infinite.
     """
     device = model.embed.weight.device
     lengths = torch.from_numpy(data.lengths).to(device)
@@ -318,6 +318,8 @@ def bits_per_byte(model, data, T, limit=0, stride=0, machine=None, on_progress=l
     if machine:
         sums = machine.sum(sums)
     nats, n_bytes, n_patches, n_overflow, n_windows = sums
+    if not math.isfinite(nats):
+        raise NotFinite("bits per byte")
     return {
         "nats": nats,
         "bytes": int(n_bytes),

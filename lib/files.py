@@ -6,7 +6,6 @@ import dataclasses
 import errno
 import hashlib
 import json
-import math
 import os
 import pickle
 import re
@@ -14,13 +13,14 @@ import shutil
 import signal
 import sys
 import time
+import typing
 import zipfile
 from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
 
-from config import ROOT
+from config import ROOT, Config
 from model import STLM, ModelConfig
 
 REPLACE_SECONDS = 5  # how long to try to replace a file that another program holds
@@ -117,8 +117,8 @@ def fitting(value, shape, where=None):
     if isinstance(shape, (dict, list)):
         fits = False
     elif shape is float:
-        # not nan or inf, which json.loads accepts
-        fits = isinstance(value, (int, float)) and math.isfinite(value)
+        # not nan, inf or 10**400, which json.loads accepts
+        fits = isinstance(value, (int, float)) and abs(value) <= sys.float_info.max
     else:
         fits = isinstance(value, shape)
     # a bool is an int
@@ -281,6 +281,25 @@ def game_of(checkpoint):
     return checkpoint.get("game", "")
 
 
+# What is shared of a run (the `about` of config.json), and nothing else: see `fitting`.
+SPLIT = {"bytes": int, "documents": int, "sha256": str}
+ACCURACIES = ("acc", "acc_stderr", "acc_norm", "acc_norm_stderr", "acc_bytes", "acc_bytes_stderr")
+ABOUT = {
+    "step": int,
+    "elapsed": float,
+    "commit": str,
+    "command": str,
+    "device": str,
+    "data": {"name": str, "sources": [str], "train": SPLIT, "val": SPLIT},
+    "verdict": {"*": object},
+    "val": {"bpb": float, "bpb_stride": float, "bytes": int, "context": int, "stride": int},
+    "tasks": {"*": {"n": int, "of": int, "chance": float} | dict.fromkeys(ACCURACIES, float)},
+    "chosen_on_val": bool,
+    "game": str,
+    "bits": int,
+}
+
+
 def load_run(name, first="best", device="cpu"):
     """-> (model, checkpoint, path) of a run's folder, a shared folder, or USER/NAME on the Hub.
 
@@ -308,10 +327,9 @@ def load_run(name, first="best", device="cpu"):
         )
     model = STLM.from_pretrained(name).to(device)
     checkpoint = {"step": 0, "elapsed": 0.0, "commit": "unknown", "data": {}}
-    for key, value in model.about.items():
-        # Anybody may have written config.json: keep the types that callers rely on.
-        if key not in checkpoint or type(value) is type(checkpoint[key]):
-            checkpoint[key] = value
+    checkpoint |= fitting(model.about, ABOUT, f"{name}/config.json: about")
+    if checkpoint.get("game") not in typing.get_args(Config.__annotations__["game"]):
+        checkpoint.pop("game", None)
     checkpoint["config"] = dataclasses.asdict(model.cfg)
     checkpoint["config"]["dataset"] = str(checkpoint["data"].get("name") or "")
     checkpoint["config"]["data_dir"] = "data"
@@ -358,6 +376,7 @@ def markdown_text(text):
     text = text.replace("&", "&amp;").replace("<", "&lt;")
     # GitHub makes links of these by itself.
     text = re.sub(r"(?i)\b(https?|ftp):", r"\1&#58;", text)
+    text = text.replace("@", "&#64;")
     return re.sub(r"(?i)\bwww\.", "www&#46;", text)
 
 

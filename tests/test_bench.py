@@ -449,6 +449,20 @@ def test_mistakes_are_named(at_home, args, message):
     assert "\n" not in str(e.value)
 
 
+def test_a_figure_that_is_not_finite_is_an_error(tmp_path, monkeypatch):
+    """The weights are finite, so that they load, and so large that the output is not."""
+    monkeypatch.chdir(tmp_path)
+    Path("items").mkdir()
+    Path("items/mine.jsonl").write_text(json.dumps(some_items(1)[0]))
+    Path("a.txt").write_text("the of and to in is\n")
+    model = tiny()
+    model.embed.weight.data *= 1e38 / model.embed.weight.abs().max()
+    model.save_pretrained("model")
+    for what, figure in (("--data=items", "log-probabilities"), ("--text=a.txt", "bits per byte")):
+        with pytest.raises(ValueError, match=f"expected finite {figure}, got NaN or infinity"):
+            bench.main(["eval", "--model=model", what, "--device=cpu"])
+
+
 def test_without_the_hub_what_can_be_scored_is_scored(at_home, capsys, monkeypatch):
     def unreachable(*args, **kwargs):
         raise ConnectionError("no network")

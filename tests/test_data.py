@@ -24,7 +24,7 @@ from lib.data import (
     read_meta,
     symbol_lengths,
 )
-from model import STLM, ModelConfig
+from model import STLM, ModelConfig, NotFinite
 
 
 def make_data(symbols):
@@ -114,6 +114,13 @@ def test_uniform_model_scores_eight_bits():
     assert bits_per_byte(model, make_data(np.arange(200) % 256), 16)["bpb"] == pytest.approx(
         8.0, abs=1e-6
     )
+
+
+def test_bits_per_byte_that_are_not_finite_are_an_error():
+    model = STLM(ModelConfig(block_size=16, n_layer=1, n_head=1, n_embd=16, n_local_embd=16))
+    model.embed.weight.data[3] = math.nan
+    with pytest.raises(NotFinite, match="expected finite bits per byte"):
+        bits_per_byte(model, make_data(np.arange(200) % 256), 16)
 
 
 def test_evaluation_reports_overflow():

@@ -140,10 +140,11 @@ def test_no_json_object_is_one_line_with_the_files_name(content, tmp_path):
 
 
 def test_foreign_text_in_markdown_is_text():
-    text = "a <img src=x>\n[l](http://e.com) `c` ![i](x) | www.x.y\n\n# h\n```"
+    text = "a <img src=x>\n[l](http://e.com) `c` ![i](x) | www.x.y a@x.y\n\n# h\n```"
     shown = files.markdown_text(text)
     assert "\n" not in shown and "<" not in shown and "http:" not in shown and "www." not in shown
-    shown = shown.replace("&#58;", ":").replace("&#46;", ".")
+    assert "@" not in shown
+    shown = shown.replace("&#58;", ":").replace("&#46;", ".").replace("&#64;", "@")
     for character in "[]|!`#":
         assert shown.count(character) == shown.count(f"\\{character}") > 0
     assert files.markdown_text("a plain text, 3.5 of it") == "a plain text, 3.5 of it"

@@ -1,6 +1,7 @@
 """The laws of the model. Each holds for every pooling, with and without n-gram tables."""
 
 import copy
+import dataclasses
 import math
 import re
 from pathlib import Path
@@ -15,15 +16,18 @@ from config import Config, build, load_file
 from lib.machine import flops_per_symbol, parameter_table
 from model import (
     EOT,
+    KNOB_LIMITS,
     NONE,
     STLM,
     LocalLayer,
     ModelConfig,
+    NotFinite,
     Past,
     matches,
     newest_matches,
     rotary,
     rows_of,
+    sample,
 )
 
 
@@ -639,6 +643,16 @@ def test_impossible_configs_are_refused():
             ModelConfig(**({"n_head": 4} | knobs))
 
 
+def test_every_whole_number_among_the_knobs_has_limits():
+    names = [field.name for field in dataclasses.fields(ModelConfig) if field.type is int]
+    assert set(KNOB_LIMITS) == set(names)
+    for name in names:
+        lowest, highest = KNOB_LIMITS[name]
+        for value, limit in ((lowest - 1, f"least {lowest}"), (highest + 1, f"most {highest}")):
+            with pytest.raises(ValueError, match=f"^{name}={value} must be at {limit}$"):
+                ModelConfig(**{name: value})
+
+
 def test_generate_refuses_impossible_choices_and_repeats_with_its_seed():
     model = tiny()
     for bad in (
@@ -677,6 +691,17 @@ def test_generate_refuses_impossible_choices_and_repeats_with_its_seed():
         for p in ("é", "é".encode(), list("é".encode()))
     ]
     assert alike[0] == alike[1] == alike[2]
+
+
+@pytest.mark.parametrize("temperature", [0, 1.0])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_no_symbol_is_drawn_from_logits_that_are_not_finite(value, temperature):
+    logits = torch.zeros(3, 256)
+    logits[:, 0] = -math.inf  # rules a symbol out
+    assert 0 not in sample(logits, temperature)
+    logits[1, 5] = value
+    with pytest.raises(NotFinite, match="expected finite logits, got NaN or infinity"):
+        sample(logits, temperature)
 
 
 def test_generate_stops_at_the_end_of_the_document():

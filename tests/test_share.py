@@ -1,25 +1,33 @@
 """Shared weights equal the trained ones, load anywhere, and run no code from their folder."""
 
+import dataclasses
+import errno
 import functools
 import hashlib
 import http.server
 import json
 import math
+import os
 import pickle
 import re
 import shutil
 import subprocess
 import sys
 import threading
+import types
+from pathlib import Path
 
 import huggingface_hub
+import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from conftest import ROOT, SMALL, message_of, run
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import bench
+import model as model_py
 import sample
 import train
 from lib import files
@@ -89,7 +97,7 @@ def test_a_round_trip_changes_no_logit_and_stores_each_weight_once(knobs, tmp_pa
         "the file must not repeat the embedding as the head"
     )
     files = {p.name for p in (tmp_path / "a").iterdir()}
-    assert files == {"model.safetensors", "config.json", "model.py", "README.md"}
+    assert files == {"model.safetensors", "config.json", "model.py"}
     assert (tmp_path / "a/model.py").read_bytes() == (ROOT / "model.py").read_bytes()
 
 
@@ -291,6 +299,8 @@ def test_the_models_in_the_clone_write_text(tmp_path):
     for folder in sorted((ROOT / "results/models").iterdir()):
         assert (folder / "model.safetensors").stat().st_size < 1.5e6
         assert (folder / "log.jsonl").exists()
+        assert not any(path.is_symlink() for path in folder.iterdir())
+        assert "sha256" in json.loads((folder / "config.json").read_text())
     done = run("sample.py", "--max_new_bytes=80", "--prompt=ROMEO:", cwd=tmp_path)
     assert "using results/models/shakespeare_80k" in done.stderr
     assert "python train.py" in done.stderr
@@ -411,33 +421,123 @@ def test_without_a_network_a_name_is_told_to_be_neither(tmp_path):
     assert "no model in ann/poems: expected a folder, or USER/NAME on the Hub" in done.stderr
 
 
-def test_uploading(trained, tmp_path, monkeypatch):
-    calls = []
+class FakeHub:
+    """The functions of huggingface_hub that share uses, with one repository, ann/poems, or none."""
 
-    def upload(repo_id, folder_path):
-        files = {p.name: p.read_bytes() for p in share.Path(folder_path).iterdir()}
-        calls.append(("upload", repo_id, files))
+    def __init__(self, monkeypatch, folder):
+        self.folder = folder
+        self.files = None  # of the repository: {name: bytes}; None: there is no repository
+        self.is_private = False
+        for name in ("create_repo", "repo_info", "upload_folder", "file_exists", "hf_hub_download"):
+            monkeypatch.setattr(huggingface_hub, name, getattr(self, name))
 
-    monkeypatch.setattr(
-        huggingface_hub,
-        "create_repo",
-        lambda name, exist_ok: calls.append(("create", name, exist_ok)),
-    )
-    monkeypatch.setattr(huggingface_hub, "upload_folder", upload)
+    def create_repo(self, name, exist_ok, private):
+        assert name == "ann/poems" and exist_ok
+        if self.files is None:
+            self.files = {}
+            self.is_private = bool(private)  # ignored if the repository exists
+
+    def repo_info(self, name):
+        return types.SimpleNamespace(private=self.is_private)
+
+    def upload_folder(self, repo_id, folder_path):
+        self.files |= {p.name: p.read_bytes() for p in Path(folder_path).iterdir()}
+
+    def file_exists(self, name, file):
+        return self.files is not None and file in self.files
+
+    def hf_hub_download(self, name, file):
+        (self.folder / file).write_bytes(self.files[file])
+        return str(self.folder / file)
+
+
+@pytest.fixture
+def fake_hub(monkeypatch, tmp_path_factory):
+    return FakeHub(monkeypatch, tmp_path_factory.mktemp("hub"))
+
+
+def test_uploading(fake_hub, trained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     share.main([f"--model={trained}", "--to=ann/poems", "--bits=8"])
-    assert calls[0] == ("create", "ann/poems", True)
-    assert calls[1][:2] == ("upload", "ann/poems")
-    assert len(calls) == 2
-    files = calls[1][2]
+    files = fake_hub.files
     assert set(files) == {"model.safetensors", "config.json", "model.py", "README.md"}
     assert b'from_pretrained("ann/poems")' in files["README.md"] and not list(tmp_path.iterdir())
+    assert not fake_hub.is_private
+    uploaded = dict(files)
     (tmp_path / "ann").mkdir()  # now the name means a folder
     share.main([f"--model={trained}", "--to=ann/poems"])
-    assert len(calls) == 2 and (tmp_path / "ann/poems/README.md").exists()
+    assert fake_hub.files == uploaded and (tmp_path / "ann/poems/README.md").exists()
 
 
-def test_what_is_no_shared_folder_is_not_written_into(trained, tmp_path):
+def test_a_private_repository_is_private_or_nothing_is_uploaded(fake_hub, shared, tmp_path):
+    share.main([f"--model={shared}", "--to=ann/poems", "--private"])
+    assert fake_hub.is_private and fake_hub.files
+    share.main([f"--model={shared}", "--to=ann/poems"])
+    assert fake_hub.is_private, "who gives no --private uploads to the repository as it is"
+    fake_hub.is_private = False
+    fake_hub.files.clear()
+    message = message_of(share.main, [f"--model={shared}", "--to=ann/poems", "--private"])
+    assert "expected a private repository, got ann/poems, which is public" in message
+    assert not fake_hub.files
+    message = message_of(share.main, [f"--model={shared}", f"--to={tmp_path / 'a'}", "--private"])
+    assert "--private needs --to=USER/NAME" in message
+
+
+def test_a_card_on_the_hub_that_was_edited_stays(fake_hub, shared, capsys):
+    args = [f"--model={shared}", "--to=ann/poems"]
+    share.main([*args, "--license=apache-2.0"])
+    share.main([*args])
+    assert b"license: mit" in fake_hub.files["README.md"]
+    edited = fake_hub.files["README.md"].replace(b"# poems", b"# Poems by Ann")
+    fake_hub.files["README.md"] = edited
+    fake_hub.files["config.json"] = b""
+    capsys.readouterr()
+    share.main([*args, "--license=apache-2.0"])
+    assert fake_hub.files["README.md"] == edited and fake_hub.files["config.json"]
+    printed = capsys.readouterr()
+    assert "ann/poems/README.md" in printed.err and "delete it" in printed.err
+    assert "README.md" not in printed.out
+    del fake_hub.files["README.md"]
+    share.main([*args, "--license=apache-2.0"])
+    assert b"license: apache-2.0" in fake_hub.files["README.md"]
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda card: card.replace("# a", "# The best of all"),
+        lambda card: card + "more\n",
+        lambda card: "more\n" + card,
+        lambda card: card.rstrip(),
+        lambda card: card.replace("sha256 ", "sha256 0"),
+        lambda card: card.rpartition("<!--")[0],
+        lambda card: "",
+        lambda card: "\x00\ud800",
+    ],
+)
+def test_a_card_that_was_edited_stays(edit, shared, tmp_path, capsys):
+    folder = tmp_path / "a"
+    args = [f"--model={shared}", f"--to={folder}", "--bits=8"]
+    share.main(args)
+    share.main([*args, "--license=apache-2.0"])
+    card = (folder / "README.md").read_text()
+    assert "license: apache-2.0" in card and capsys.readouterr().err == ""
+    edited = edit(card).encode(errors="surrogatepass")
+    (folder / "README.md").write_bytes(edited)
+    share.main([f"--model={shared}", f"--to={folder}", "--bits=4"])
+    assert (folder / "README.md").read_bytes() == edited
+    assert STLM.from_pretrained(folder).about["bits"] == 4
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "README.md" in said and "delete it to get a new card" in said
+
+
+def test_a_card_is_known_again_whatever_its_sample_holds(tmp_path):
+    card = share.signed("# a\r\n\r\ufffd\x85\u2028 <!-- -->" + share.SIGNATURE)
+    (tmp_path / "README.md").write_bytes(card.encode())
+    assert not share.has_edited_card(tmp_path)
+
+
+def test_what_is_no_shared_folder_is_not_written_into(trained, shared, tmp_path, monkeypatch):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/letter.txt").write_text("keep me")
     for to in (tmp_path / "mine", trained, tmp_path / "mine/letter.txt"):
@@ -445,10 +545,250 @@ def test_what_is_no_shared_folder_is_not_written_into(trained, tmp_path):
             share.main([f"--model={trained}", f"--to={to}"])
     with pytest.raises(ValueError, match="give --to=DIR"):
         share.main([f"--model={trained}"])
-    for bits in (0, 3, 64):
+    for bits in (-1, 3, 64):
         with pytest.raises(ValueError, match=f"bits={bits} must be"):
             share.main([f"--model={trained}", f"--to={tmp_path / 'new'}", f"--bits={bits}"])
     assert not (tmp_path / "new").exists()
+
+    shutil.copytree(shared, tmp_path / "folder")
+    before = {p.name: p.read_bytes() for p in (tmp_path / "folder").iterdir()}
+    (tmp_path / "link").symlink_to(tmp_path / "folder")
+    (tmp_path / "broken").symlink_to(tmp_path / "nowhere")
+    monkeypatch.chdir(tmp_path / "folder")
+    for to, why in {
+        tmp_path / "link": "is a link",
+        tmp_path / "broken": "is a link",
+        "x/..": "has no name of its own",
+        "..": "has no name of its own",
+        ".": "has no name of its own",
+        "./": "has no name of its own",
+        "/": "has no name of its own",
+    }.items():
+        assert why in message_of(share.main, [f"--model={trained}", f"--to={to}"])
+    assert {p.name: p.read_bytes() for p in (tmp_path / "folder").iterdir()} == before
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_full_disk_leaves_the_old_folder_as_it_was(shared, tmp_path, monkeypatch):
+    folder = tmp_path / "a"
+    share.main([f"--model={shared}", f"--to={folder}"])
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    write_bytes = Path.write_bytes
+
+    def disk_full(path, content):
+        if folder in path.parents and path.name == "model.safetensors":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write_bytes(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", disk_full)
+    args = [f"--model={shared}", f"--to={folder}", "--bits=4"]
+    message = message_of(share.main, args)
+    assert message.startswith(f"cannot write to {folder}: ") and "No space left" in message
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+
+
+def test_a_shared_folder_keeps_its_bits(shared, tmp_path):
+    for bits in (4, 8, 16, 32):
+        once = tmp_path / f"once{bits}"
+        again = tmp_path / f"again{bits}"
+        share.main([f"--model={shared}", f"--to={once}", f"--bits={bits}"])
+        share.main([f"--model={once}", f"--to={again}"])
+        for name in ("model.safetensors", "config.json"):
+            assert (once / name).read_bytes() == (again / name).read_bytes()
+    assert STLM.from_pretrained(shared).about["bits"] == 32  # of a run
+    share.main([f"--model={ROOT / 'results/models/demo'}", f"--to={tmp_path / 'demo'}"])
+    assert (tmp_path / "demo/model.py").is_file()
+    ours = STLM.from_pretrained(ROOT / "results/models/demo").state_dict()
+    for name, w in STLM.from_pretrained(tmp_path / "demo").state_dict().items():
+        assert torch.equal(w, ours[name])
+
+
+# --- what leaves the machine ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "source, name",
+    [
+        ("/home/me/notes/x.md", "x.md"),
+        ("~/notes/x.md", "x.md"),
+        ("../me/x.md", "x.md"),
+        ("notes/private/x.md", "x.md"),
+        ("notes/private/", "private"),
+        ("notes/**/*.txt", "*.txt"),
+        ("notes/?.txt", "?.txt"),
+        ("x.md", "x.md"),
+        ("stdlib", "stdlib"),
+        ("C:\\Users\\me\\x.txt", "x.txt"),
+        ("C:/Users/me/x.txt", "x.txt"),
+        ("\\\\server\\me\\x.txt", "x.txt"),
+        ("https://host/p/a.txt?token=s#f", "a.txt"),
+        ("https://host/p/a.txt#f?token=s/t", "a.txt"),
+        ("HTTPS://host/p/a.txt;id=s", "a.txt"),
+        ("https://host/p%2Fa.txt%3Ftoken=s", "a.txt"),
+        ("https://me:secret@host/a.txt", "a.txt"),
+        ("https://me:secret@host", ""),
+        ("https://host?token=s", ""),
+        ("s3://bucket/me/a.txt", "a.txt"),
+        ("file:///home/me/a.txt", "a.txt"),
+        ("OWNER/NAME:CONFIG", "NAME"),
+        ("OWNER/NAME", "NAME"),
+        ("", ""),
+        ("/", ""),
+    ],
+)
+def test_a_source_goes_by_its_name_alone(source, name):
+    assert share.source_name(source) == name
+
+
+@pytest.mark.parametrize(
+    "command, public",
+    [
+        ("train.py config/demo.py --max_steps=30", "train.py config/demo.py --max_steps=30"),
+        ("train.py config/races/textbooks_3m.py", "train.py config/textbooks_3m.py"),
+        ("train.py config/textbooks_3m.py", "train.py config/textbooks_3m.py"),
+        (f"train.py {ROOT}/config/demo.py", "train.py config/demo.py"),
+        ("train.py --max_steps 30 --pooling none", "train.py --pooling=none --max_steps=30"),
+        ("train.py --share_ffn --muon_lr=1e-3", "train.py --share_ffn=True --muon_lr=0.001"),
+        ("selfplay.py config/selfplay_game.py", "selfplay.py config/selfplay_game.py"),
+        ("train.py --out_dir=../secret/run --seed=3", "train.py --seed=3"),
+        ("train.py --out_dir ../secret/run --seed 3", "train.py --seed=3"),
+        ("train.py --wandb=secret --dataset=secret --teacher=secret", "train.py"),
+        ("train.py --data_dir=/secret --init_from=~/secret --device=secret", "train.py"),
+        ("train.py 'My Documents/secret.py' --seed=3", "train.py --seed=3"),
+        ("train.py My Documents/secret.py --seed=3", "train.py --seed=3"),
+        ("train.py /secret/config/demo.py", "train.py"),
+        ("train.py secret/demo.py demo.py config/secret.py", "train.py"),
+        ("train.py config/../secret/config/demo.py", "train.py"),
+        ("train.py --unknown=secret", ""),
+        ("train.py --max_steps=secret", ""),
+        ("train.py --pooling=secret", ""),
+        ("/secret/train.py --seed=3", ""),
+        ("rm -rf secret", ""),
+        ("train.py 'secret", ""),
+        ("train.py --seed=" + "-" * 10**4 + "1", ""),
+        ("", ""),
+    ],
+)
+def test_a_command_tells_numbers_choices_and_our_own_configs(command, public):
+    assert share.public_command(command) == public
+
+
+def test_nothing_private_leaves_the_machine(trained, tmp_path, capsys):
+    run_folder = tmp_path / "run"
+    shutil.copytree(trained, run_folder)
+    checkpoint = files.load_checkpoint(trained / "best.pt")
+    checkpoint["data"] |= {
+        "val_source": "/secret/val.txt",
+        "sources": ["/secret/x.md", "https://secret@host/secret/b.txt?secret=1#secret", "/"],
+        "split": "secret",
+        "train": checkpoint["data"]["train"] | {"more": "secret"},
+    }
+    torch.save(checkpoint, run_folder / "best.pt")
+    info = json.loads((run_folder / "run.json").read_text())
+    info["command"] = "train.py 'secret/my config.py' --out_dir=/secret --wandb secret --seed=3"
+    (run_folder / "run.json").write_text(json.dumps(info | {"more": "secret"}))
+    task = {"n": 3, "acc": 0.5, "chance": 0.5, "device": "secret", "groups": {"secret": {}}}
+    scores = {"weights": "best.pt", "step": checkpoint["step"], "tasks": {"mine": task}}
+    scores["val"] = {"bpb": 1.25, "other": {"weights": "secret"}}
+    (run_folder / "eval.json").write_text(json.dumps(scores | {"texts": {"secret.txt": {}}}))
+    share.main([f"--model={run_folder}", f"--to={tmp_path / 'a'}"])
+    card = (tmp_path / "a/README.md").read_text()
+    config = (tmp_path / "a/config.json").read_text()
+    printed = capsys.readouterr().out
+    for text in (card, config, printed):
+        assert "secret" not in text and "--seed=3" in text and "x.md" in text and "b.txt" in text
+    assert str(tmp_path) not in card + config
+    about = json.loads(config)["about"]
+    assert about["data"]["sources"] == ["x.md", "b.txt"]
+    assert about["tasks"] == {"mine": {"n": 3, "acc": 0.5, "chance": 0.5}}
+    assert about["val"] == {"bpb": 1.25}
+
+
+def test_what_goes_out_is_printed_before_it_goes(fake_hub, shared, monkeypatch, capsys):
+    monkeypatch.setattr(STLM, "push_to_hub", lambda *args: 1 / 0)
+    assert "division" in message_of(share.main, [f"--model={shared}", "--to=ann/poems"])
+    printed = capsys.readouterr().out
+    for name in ("model.safetensors", "config.json", "model.py", "README.md"):
+        assert name in printed
+    for key, value in STLM.from_pretrained(shared).about.items():
+        assert f"  {key}: {json.dumps(value)}\n" in printed
+
+
+# --- text from others in the card -----------------------------------------------------------------
+
+HOSTILE = (
+    "x\n\n# heading\n---\nevil: yes\n---\n<img src=x onerror=y> <!-- [a](http://e.com) "
+    "![b](http://e.com/i.png) | ``` ```` `c` https://e.com www.e.com "
+    "a@e.com\r\n> quote\n| a |\n|---|\n"
+)
+
+
+def card_with(text, folder, **more):
+    """The card of a shared model that tells `text` wherever it tells a text."""
+    about = {"step": 3, "commit": text, "device": text, "command": text, "game": text}
+    about["data"] = {"name": text, "sources": [text, text], "more": text}
+    about["data"]["train"] = {"bytes": 3, "documents": 1, "sha256": text}
+    about["verdict"] = {text: text, "a": text}
+    about["tasks"] = {text: {"n": 3, "acc": 0.5, "chance": 0.5}}
+    config_with(about=about | more)(folder)
+    share.main([f"--model={folder}", f"--to={folder.parent / 'again'}"])
+    return (folder.parent / "again/README.md").read_text()
+
+
+def test_text_from_others_does_nothing_in_the_card(shared, tmp_path):
+    cards = {}
+    for text in ("x", HOSTILE):
+        folder = tmp_path / str(len(cards)) / "model"
+        shutil.copytree(shared, folder)
+        cards[text] = card_with(text, folder).splitlines()
+    # the same lines, of which the hostile ones are longer
+    for plain, hostile in zip(cards["x"], cards[HOSTILE], strict=True):
+        if plain == hostile or hostile.startswith("<!-- Written by tools.share"):
+            continue
+        assert hostile.startswith("- ") or hostile.startswith("| x \\# heading --- evil")
+        told = re.sub(r"\\[\\`*\[\]|!#]", "", hostile)
+        told = re.sub(r"&#\d+;", "", told)
+        told = told.replace("| 3 | 50.0% ± 0.0% | 50.0% |", "").removeprefix("|")
+        assert not re.search(r"[<`\[\]|!#@]|https?:|www\.", told), told
+    assert any("heading" in line for line in cards[HOSTILE])
+
+
+def test_a_sample_cannot_end_its_block(shared, tmp_path):
+    model, checkpoint, path = files.load_run(shared)
+    model.about = share.about_run(checkpoint, path)
+    cfg = share.ShareConfig(to="a", bits=8)
+    for sample_text in ("plain", "```\n# a\n", "`````\n", "a `" + "`" * 30 + "\n# b"):
+        card = share.write_card(cfg, model, 1.0, sample_text)
+        fence = re.search(r"## A sample\n\n(`+)\n", card)[1]
+        assert card.count(f"\n{fence}\n") == 2 and fence not in sample_text
+
+
+@pytest.mark.parametrize("license", ["mit\nevil: yes", "a: b", "[mit]", "", "mit ", "# x", "-"])
+def test_a_license_is_a_name(license, trained, tmp_path):
+    args = [f"--model={trained}", f"--to={tmp_path / 'a'}", f"--license={license}"]
+    assert "must be a name like mit" in message_of(share.main, args)
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_folder_may_have_any_name(shared, tmp_path):
+    folder = tmp_path / "# <b> `my` [notes](x)"
+    share.main([f"--model={shared}", f"--to={folder}"])
+    card = (folder / "README.md").read_text()
+    assert "\n# \\# &lt;b> \\`my\\` \\[notes\\](x)\n" in card and "--model=DIR`" in card
+    share.main([f"--model={shared}", f"--to={tmp_path / 'notes'}"])
+    assert "--model=notes`" in (tmp_path / "notes/README.md").read_text()
+
+
+@pytest.mark.parametrize("written", ["é", "日本", "a\ufffd", "🙂"])
+def test_a_sample_ends_with_a_whole_character(written, shared, monkeypatch):
+    model = STLM.from_pretrained(shared)
+    cfg = share.ShareConfig(prompt="ö ")
+    content = f"a {written}".encode()
+    for n in range(len(content) + 1):
+        monkeypatch.setattr(STLM, "generate", lambda *a, n=n, **k: iter(content[:n]))
+        text = share.write_sample(model, cfg)
+        assert f"ö a {written}".startswith(text) or text == "ö "
+    assert text == f"ö a {written}"
 
 
 # --- damage and malice ----------------------------------------------------------------------------
@@ -462,19 +802,23 @@ class Malice:
         return (open, ("it_was_run", "w"))
 
 
+def change_config(folder, change):
+    config = json.loads((folder / "config.json").read_text())
+    change(config)
+    (folder / "config.json").write_text(json.dumps(config))
+
+
 def config_with(**changes):
-    def change(folder):
-        config = json.loads((folder / "config.json").read_text())
-        (folder / "config.json").write_text(json.dumps(config | changes))
-
-    return change
+    return lambda folder: change_config(folder, lambda config: config.update(changes))
 
 
-def tensors_with(change):
+def tensors_with(**changes):
+    """Put other tensors into the file, or leave out those that are None."""
+
     def damage(folder):
-        tensors = load_file(folder / "model.safetensors")
-        change(tensors)
-        save_file(tensors, folder / "model.safetensors")
+        tensors = load_file(folder / "model.safetensors") | changes
+        kept = {key: w for key, w in tensors.items() if w is not None}
+        save_file(kept, folder / "model.safetensors")
 
     return damage
 
@@ -483,65 +827,272 @@ def write(name, content):
     return lambda folder: (folder / name).write_bytes(content)
 
 
+def cut_short(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+def pipe(name):
+    def damage(folder):
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+
+    return damage
+
+
+def packed(kind, shape, scale_shape, scale_kind=torch.float16):
+    """unpool.weight, a matrix of 16 x 32 in SMALL, as integers with a scale."""
+    tensors = {"unpool.weight": torch.zeros(shape, dtype=kind)}
+    if scale_shape:
+        tensors["unpool.weight.scale"] = torch.ones(scale_shape, dtype=scale_kind)
+    return tensors_with(**tensors)
+
+
+# What may be wrong with a folder, and a part of the line that says so.
 DAMAGE = {
-    "a pickle": write("model.safetensors", pickle.dumps(Malice())),
-    "torch.save": lambda folder: torch.save({"w": Malice()}, folder / "model.safetensors"),
-    "cut short": lambda folder: write(
-        "model.safetensors", (folder / "model.safetensors").read_bytes()[:-9]
-    )(folder),
-    "no weights": lambda folder: (folder / "model.safetensors").unlink(),
-    "no config": lambda folder: (folder / "config.json").unlink(),
-    "no JSON": write("config.json", b"{"),
-    "a list": write("config.json", b"[1]"),
-    "not UTF-8": write("config.json", b'{"\xff": 1}'),
-    "unknown key": config_with(n_layers=2),
-    "a text for a number": config_with(n_layer="2"),
-    "a float for a number": config_with(n_layer=2.0),
-    "a number for yes or no": config_with(share_ffn=1),
-    "a word outside the choices": config_with(pooling="os.system"),
-    "a list for a word": config_with(pooling=["space"]),
-    "null": config_with(n_embd=None),
-    "another width": config_with(n_embd=64),
-    "another depth": config_with(n_layer=3),
-    "a depth beyond all bounds": config_with(n_layer=10**9),
-    "a width beyond all bounds": config_with(n_embd=2 * 10**6),
-    "a table beyond all bounds": config_with(gram_rows=10**15),
-    "a list for about": config_with(about=[1]),
-    "one missing": tensors_with(lambda t: t.pop("embed.weight")),
-    "one too many": tensors_with(lambda t: t.update(more=torch.zeros(3))),
-    "one turned": tensors_with(lambda t: t.update({QKV: t[QKV].T.contiguous()})),
-    "not finite": tensors_with(lambda t: t["embed.weight"][3].fill_(float("nan"))),
-    "a scale too few": tensors_with(lambda t: t.update({"pool.weight.scale": torch.ones(3, 1)})),
-    "packed, too short": tensors_with(
-        lambda t: t.update(
-            {
-                "pool.weight": torch.zeros(2, 32, dtype=torch.uint8),
-                "pool.weight.scale": torch.ones(2, 1),
-            }
-        )
+    "a pickle": (write("model.safetensors", pickle.dumps(Malice())), "model.safetensors"),
+    "torch.save": (
+        lambda folder: torch.save({"w": Malice()}, folder / "model.safetensors"),
+        "model.safetensors",
+    ),
+    "cut short": (cut_short, "model.safetensors"),
+    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors"),
+    "a pipe for weights": (pipe("model.safetensors"), "model.safetensors is missing"),
+    "no config": (lambda folder: (folder / "config.json").unlink(), "config.json is missing"),
+    "a pipe for config": (pipe("config.json"), "config.json is missing"),
+    "no JSON": (write("config.json", b"{"), "config.json: expected JSON"),
+    "a list": (write("config.json", b"[1]"), r"config.json: expected an object, got \[1\]"),
+    "deep lists": (write("config.json", b"[" * 10**5), "config.json: expected JSON"),
+    "not UTF-8": (write("config.json", b'{"\xff": 1}'), "config.json: expected JSON"),
+    "a list for about": (config_with(about=[1]), r"expected about=\{...\}, got \[1\]"),
+    # knobs
+    "unknown knob": (config_with(n_layers=2), "unknown knob 'n_layers'"),
+    "a text for a number": (config_with(n_layer="2"), "n_layer='2' must be of type int"),
+    "a float for a number": (config_with(n_layer=2.0), "n_layer=2.0 must be of type int"),
+    "true for a number": (config_with(n_loop=True), "n_loop=True must be of type int"),
+    "a number for yes or no": (config_with(share_ffn=1), "share_ffn=1 must be of type bool"),
+    "no such choice": (config_with(pooling="os.system"), "pooling='os.system' must be one of"),
+    "a list for a word": (config_with(pooling=["space"]), "pooling=.* must be one of"),
+    "null": (config_with(n_embd=None), "n_embd=None must be of type int"),
+    "another width": (
+        config_with(n_embd=64),
+        "(blocks|pool|unpool).*: expected the shape|config.json is damaged",
+    ),
+    "another depth": (config_with(n_layer=3), "blocks.2.* is missing|config.json is damaged"),
+    "less depth": (
+        config_with(n_layer=1),
+        "'blocks.1.*' is not a tensor of this model|config.json is damaged",
+    ),
+    "too deep": (config_with(n_layer=10**9), "n_layer=1000000000 must be at most 512"),
+    "too wide": (config_with(n_embd=2 * 10**6), "n_embd=2000000 must be at most 65536"),
+    "a huge table": (
+        config_with(gram_rows=2**28),
+        "grams.weight: expected the shape|config.json is damaged",
+    ),
+    "too many rounds": (config_with(n_loop=2 * 10**8), "n_loop=200000000 must be at most 512"),
+    # tensors
+    "one missing": (tensors_with(**{"embed.weight": None}), "embed.weight is missing"),
+    "one too many": (tensors_with(more=torch.zeros(3)), "'more' is not a tensor"),
+    "one turned": (tensors_with(**{QKV: torch.zeros(32, 96)}), f"{QKV}: expected the shape"),
+    "a scale of nothing": (
+        tensors_with(**{"more.scale": torch.ones(3, 1)}),
+        "'more.scale' is not a tensor",
+    ),
+    "a scale too many": (
+        tensors_with(**{"unpool.weight.scale": torch.ones(16, 1)}),
+        "unpool.weight.scale: expected no scale for F32",
+    ),
+    "integers without a scale": (packed(torch.int8, (16, 32), None), "unpool.weight.scale is miss"),
+    "bytes without a scale": (packed(torch.uint8, (8, 32), None), "unpool.weight.scale is missing"),
+    "another type of scale": (
+        packed(torch.int8, (16, 32), (16, 1), torch.float32),
+        "unpool.weight.scale: expected the type F16, got F32",
+    ),
+    "a scale too short": (
+        packed(torch.int8, (16, 32), (1, 1)),
+        r"unpool.weight.scale: expected the shape \(16, 1\), got \(1, 1\)",
+    ),
+    "4 bits in one row": (
+        packed(torch.uint8, (1, 32), (8, 1)),
+        r"unpool.weight: expected the shape \(8, 32\), got \(1, 32\)",
     ),
 }
+for kind in ("int64", "int32", "bool", "complex64", "float64", "uint16", "float8_e5m2"):
+    wrong = torch.zeros(16, 32).to(getattr(torch, kind))
+    DAMAGE[kind] = (
+        tensors_with(**{"unpool.weight": wrong}),
+        "unpool.weight: expected the type F32 or F16 or BF16, got",
+    )
 
 
+@pytest.mark.parametrize("has_sums", [True, False])
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_a_damaged_folder_is_refused_in_one_line(kind, shared, tmp_path, monkeypatch):
+def test_a_damaged_folder_is_refused_in_one_line(kind, has_sums, shared, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "model"
     shutil.copytree(shared, folder)
-    DAMAGE[kind](folder)
-    with pytest.raises(ValueError, match=r"model") as e:
+    if not has_sums:
+        change_config(folder, lambda config: config.pop("sha256"))
+    damage, line = DAMAGE[kind]
+    damage(folder)
+    # The header is enough to refuse all of these.
+    monkeypatch.setattr(safetensors.torch, "load", lambda content: 1 / 0)
+    with pytest.raises(ValueError, match=line) as e:
         files.load_run(folder)
-    assert "\n" not in str(e.value) and str(folder) in str(e.value) and len(str(e.value)) < 500
+    assert "\n" not in str(e.value) and str(folder) in str(e.value) and len(str(e.value)) < 600
     assert not (tmp_path / "it_was_run").exists()
 
 
-def test_what_is_told_wrongly_of_a_run_is_not_believed(shared, tmp_path):
+@pytest.mark.parametrize("has_sums", [True, False])
+def test_a_knob_that_is_missing_is_named(has_sums, shared, tmp_path, monkeypatch):
     shutil.copytree(shared, tmp_path / "model")
-    config_with(about={"data": 1, "step": [], "commit": 5})(tmp_path / "model")
+    if not has_sums:
+        change_config(tmp_path / "model", lambda config: config.pop("sha256"))
+    text = (tmp_path / "model/config.json").read_text()
+    for field in dataclasses.fields(ModelConfig):
+        change_config(tmp_path / "model", lambda config: config.pop(field.name))  # noqa: B023
+        with pytest.raises(ValueError, match=f"config.json: the knob {field.name} is missing"):
+            STLM.from_pretrained(tmp_path / "model")
+        (tmp_path / "model/config.json").write_text(text)
+
+    # A knob that did not exist when the model was shared has a value that means "as before".
+    monkeypatch.setitem(model_py.ADDED_KNOBS, "n_loop", 1)
+    change_config(tmp_path / "model", lambda config: config.pop("n_loop"))
+    if has_sums:
+        with pytest.raises(ValueError, match=r"config.json is damaged, or was changed"):
+            STLM.from_pretrained(tmp_path / "model")
+    else:
+        assert STLM.from_pretrained(tmp_path / "model").cfg.n_loop == 1
+
+
+@pytest.mark.parametrize("bits", [32, 16, 8, 4])
+def test_no_flipped_bit_goes_unnoticed(bits, tmp_path):
+    """In the weights every bit counts, in config.json those of `about` do not."""
+    model = random_model()
+    model.save_pretrained(tmp_path, bits)
+    expected = logits(STLM.from_pretrained(tmp_path))
+    random = np.random.default_rng(bits)
+    for name in ("model.safetensors", "config.json"):
+        path = tmp_path / name
+        content = path.read_bytes()
+        for place in random.integers(len(content), size=60).tolist():
+            flipped = bytearray(content)
+            flipped[place] ^= 1 << random.integers(8)
+            path.write_bytes(flipped)
+            try:
+                again = STLM.from_pretrained(tmp_path)
+            except ValueError as e:
+                assert name in str(e) and "\n" not in str(e)
+                continue
+            assert name == "config.json"
+            assert again.cfg == model.cfg and torch.equal(logits(again), expected)
+        path.write_bytes(content)
+
+
+def test_about_may_be_edited(shared, tmp_path, capsys):
+    shutil.copytree(shared, tmp_path / "model")
+    config_with(about={"data": {"name": "poems"}})(tmp_path / "model")
+    assert files.load_run(tmp_path / "model")[1]["data"] == {"name": "poems"}
+    assert capsys.readouterr().err == ""
+
+
+def test_without_sums_a_model_loads_and_a_line_says_so(shared, tmp_path, capsys):
+    shutil.copytree(shared, tmp_path / "model")
+    change_config(tmp_path / "model", lambda config: config.pop("sha256"))
+    assert torch.equal(
+        logits(STLM.from_pretrained(tmp_path / "model")), logits(STLM.from_pretrained(shared))
+    )
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and str(tmp_path / "model") in said and "sha256" in said
+
+    # Others may store floats of 16 bits.
+    half = load_file(shared / "model.safetensors")["unpool.weight"].half()
+    tensors_with(**{"unpool.weight": half})(tmp_path / "model")
+    assert (STLM.from_pretrained(tmp_path / "model").unpool.weight == half.float()).all()
+
+
+@pytest.mark.parametrize(
+    "sums", [None, 5, [], "abc", {}, {"weights": "abc"}, {"weights": None, "knobs": None}]
+)
+def test_sums_of_another_kind_are_refused(sums, shared, tmp_path):
+    shutil.copytree(shared, tmp_path / "model")
+    config_with(sha256=sums)(tmp_path / "model")
+    with pytest.raises(ValueError, match=r"config\.json.*expected .*sha256") as e:
+        STLM.from_pretrained(tmp_path / "model")
+    assert "\n" not in str(e.value)
+    good = json.loads((shared / "config.json").read_text())["sha256"]
+    for key in ("weights", "knobs"):
+        for value in (5, [good[key]], good[key][:9], good[key][::-1], None):
+            config_with(sha256=good | {key: value})(tmp_path / "model")
+            with pytest.raises(ValueError, match="is damaged, or was changed since"):
+                STLM.from_pretrained(tmp_path / "model")
+
+
+def test_other_code_that_writes_weights_leaves_the_sums_out(shared, tmp_path):
+    """Libraries write all the entries of config.json again that they have read."""
+    shutil.copytree(shared, tmp_path / "model")
+    twice = {key: 2 * w for key, w in load_file(shared / "model.safetensors").items()}
+    tensors_with(**twice)(tmp_path / "model")
+    with pytest.raises(ValueError, match=r'remove "sha256" from config\.json'):
+        STLM.from_pretrained(tmp_path / "model")
+    change_config(tmp_path / "model", lambda config: config.pop("sha256"))
+    assert (STLM.from_pretrained(tmp_path / "model").embed.weight == twice["embed.weight"]).all()
+
+
+def test_a_tensor_may_be_called_scale(tmp_path):
+    class Edited(STLM):
+        def __init__(self, cfg):
+            super().__init__(cfg)
+            self.scale = torch.nn.Parameter(torch.tensor([3.0]))
+            self.unpool.register_parameter("scale", torch.nn.Parameter(torch.tensor([[0.5]])))
+
+    model = Edited(ModelConfig(n_layer=1, n_head=1, n_embd=16, n_local_embd=8))
+    model.save_pretrained(tmp_path, 8)
+    again = Edited.from_pretrained(tmp_path)
+    assert again.scale == 3
+    assert again.unpool.scale == 0.5
+
+
+def test_buffers_keep_their_type_or_are_refused(tmp_path):
+    class Edited(STLM):
+        kind = torch.int64
+
+        def __init__(self, cfg):
+            super().__init__(cfg)
+            self.register_buffer("counts", torch.zeros(5, dtype=self.kind))
+
+    Edited(ModelConfig(n_layer=1, n_head=1, n_embd=16, n_local_embd=8)).save_pretrained(tmp_path)
+    Edited.kind = torch.bool
+    with pytest.raises(ValueError, match=r"counts: expected the type torch.bool, got torch.int64"):
+        Edited.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "about",
+    [
+        {"data": 1, "step": [], "commit": 5, "elapsed": "x"},
+        {"sources": 5, "verdict": [], "tasks": "x", "val": 3, "bits": "8"},
+        {"data": {"name": 3, "sources": 5, "train": [], "val": {"bytes": "x"}}},
+        {"data": {"sources": [5, None, {"a": 1}], "train": {"bytes": None}}},
+        {"val": {"bpb": "x"}, "verdict": {"a": [1], "b": {}, "c": None}},
+        {"tasks": {"a": 3, "b": {"n": 1}, "c": {"n": True, "acc": math.nan, "chance": 10**400}}},
+        {"step": True, "elapsed": 10**400, "chosen_on_val": 1, "game": "chess", "device": None},
+    ],
+)
+def test_what_is_told_wrongly_of_a_run_is_left_out(about, shared, tmp_path):
+    shutil.copytree(shared, tmp_path / "model")
+    config_with(about=about)(tmp_path / "model")
     _, checkpoint, _ = files.load_run(tmp_path / "model")
-    assert checkpoint["data"] == {}
     assert checkpoint["step"] == 0
+    assert checkpoint["elapsed"] == 0
     assert checkpoint["commit"] == "unknown"
+    assert files.game_of(checkpoint) == ""
+    share.main([f"--model={tmp_path / 'model'}", f"--to={tmp_path / 'again'}"])
+    kept = json.loads((tmp_path / "again/config.json").read_text())["about"]
+    assert kept.pop("tasks", {}) in ({}, {"b": {"n": 1}, "c": {}})
+    assert kept.keys() <= {"step", "elapsed", "commit", "data", "val", "bits"}
+    assert kept["bits"] == 32
+    assert "\n- text: unknown\n" in (tmp_path / "again/README.md").read_text()
 
 
 def test_code_that_lies_beside_the_weights_is_not_run(shared, tmp_path):
@@ -616,8 +1167,71 @@ def test_loaded_weights_outlive_the_file_they_came_from(shared, tmp_path):
     shutil.copytree(shared, tmp_path / "a")
     model = STLM.from_pretrained(tmp_path / "a")
     before = logits(model)
+    path = tmp_path / "a/model.safetensors"
+    path.write_bytes(b"x" * path.stat().st_size)
+    assert torch.equal(logits(model), before)
+    path.write_bytes(b"")
+    assert torch.equal(logits(model), before)
     model.save_pretrained(tmp_path / "a", bits=8)
     assert torch.equal(logits(model), before)
+
+
+@pytest.mark.parametrize("std", [1.0, 1e-4, 1e-6, 1e-7])
+@pytest.mark.parametrize("bits", [32, 16, 8, 4])
+def test_a_model_that_is_saved_again_has_the_same_weights_bit_for_bit(bits, std, tmp_path):
+    """Also rows of zeros, rows with two extremes, and rows so small that their scale is inexact."""
+    model = random_model()
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=std)
+    model.grams.weight.data[:9] = 0
+    model.grams.weight.data[:4, 1] = -0.0
+    model.pool.weight.data[:, 0] = 7 * std
+    model.pool.weight.data[:, 1] = -7 * std
+    model.save_pretrained(tmp_path / "once", bits)
+    STLM.from_pretrained(tmp_path / "once").save_pretrained(tmp_path / "twice", bits)
+    for name in ("model.safetensors", "config.json"):
+        assert (tmp_path / "once" / name).read_bytes() == (tmp_path / "twice" / name).read_bytes()
+
+
+def test_files_are_written_together_or_not_at_all(shared, tmp_path, monkeypatch):
+    shutil.copytree(shared, tmp_path / "old")
+    before = {p.name: p.read_bytes() for p in (tmp_path / "old").iterdir()}
+    model = random_model()
+    write_bytes = Path.write_bytes
+
+    def disk_full(path, content):
+        if path.name == "config.json":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write_bytes(path, content)
+
+    (tmp_path / "odd/model.py").mkdir(parents=True)  # cannot be replaced by a file
+    with pytest.raises(OSError):
+        model.save_pretrained(tmp_path / "odd", card="# a model")
+    assert [p.name for p in (tmp_path / "odd").iterdir()] == ["model.py"]
+
+    monkeypatch.setattr(Path, "write_bytes", disk_full)
+    for folder in (tmp_path / "old", tmp_path / "new"):
+        with pytest.raises(OSError, match="No space left"):
+            model.save_pretrained(folder, card="# a model")
+    assert {p.name: p.read_bytes() for p in (tmp_path / "old").iterdir()} == before
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_link_in_the_folder_is_replaced_and_its_target_stays(shared, tmp_path):
+    shutil.copytree(shared, tmp_path / "a")
+    (tmp_path / "a/notes.txt").write_text("stays")
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    names = ("model.safetensors", "config.json", "model.py", "README.md")
+    for name in names:
+        (tmp_path / "a" / name).rename(mine / name)
+        (tmp_path / "a" / name).symlink_to(mine / name)
+    before = {p.name: p.read_bytes() for p in mine.iterdir()}
+    STLM.from_pretrained(tmp_path / "a").save_pretrained(tmp_path / "a", bits=4, card="# new")
+    assert {p.name: p.read_bytes() for p in mine.iterdir()} == before
+    assert not any((tmp_path / "a" / name).is_symlink() for name in names)
+    assert (tmp_path / "a/README.md").read_text() == "# new"
+    assert {*names, "notes.txt"} <= {p.name for p in (tmp_path / "a").iterdir()}
 
 
 def test_a_hub_that_does_not_answer_is_one_line(trained, tmp_path):

@@ -2,27 +2,47 @@
 
     python -m tools.share --to=notes_10m                              # the newest run
     python -m tools.share --model=out/demo --to=demo_8bit --bits=8    # a quarter of the size
-    python -m tools.share --model=out/demo --to=USER/NAME             # to the Hub
+    python -m tools.share --model=out/demo --to=USER/NAME --private   # to the Hub
 
 Before the last one, run `hf auth login`. The folder gets model.safetensors (the weights),
 config.json, model.py (all the code that a byte model needs) and README.md, a model card with a
-sample of the model's text. Beware: a model can recite text that it has read often.
+sample of the model's text. If somebody has edited README.md, it stays as it is.
+
+Of the run, the files tell numbers and names, but no paths and no addresses. All that they tell is
+printed first. Beware: a model can recite text that it has read often.
 """
 
+import dataclasses
+import json
+import os
 import re
+import shlex
 import sys
 import tempfile
+import urllib.parse
+from codecs import getincrementaldecoder
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
 
-from config import parse
+from config import ROOT, Config, parse, read_command_line
 from lib.data import decode, encode
-from lib.files import first_line, game_of, is_hub_name, load_run, newest_run, read_json, run_command
+from lib.files import (
+    ABOUT,
+    first_line,
+    fitting,
+    game_of,
+    is_hub_name,
+    load_run,
+    markdown_text,
+    newest_run,
+    read_json,
+    run_command,
+)
 from lib.machine import parameter_table
-from model import STLM
+from model import STLM, sha256
 
 
 @dataclass
@@ -30,10 +50,20 @@ class ShareConfig:
     model: str = ""  # a run's folder, a shared folder, USER/NAME on the Hub; empty: the newest run
     weights: Literal["best", "last"] = "best"  # best: a run's lowest val loss; last: its newest
     to: str = ""  # the folder to write, or USER/NAME on the Hub (./USER/NAME is a folder)
-    bits: int = 32  # per weight: 32, 16, 8 (about as good) or 4 (slightly worse)
+    private: bool = False  # on the Hub: only you can see the repository
+    # per weight: 32, 16, 8 (about as good) or 4 (slightly worse); 0: a run 32, a shared folder as
+    # many as it has
+    bits: int = 0
     license: str = "mit"  # of the weights, by its name on the Hub
     prompt: str = ""  # of the sample in the card; empty: the start of a document
     seed: int = 1337  # for the sample
+
+    def __post_init__(self):
+        # It goes into the card's YAML.
+        if re.fullmatch(r"\w[\w.-]*", self.license, re.ASCII) is None:
+            raise ValueError(
+                f"license={self.license!r} must be a name like mit or cc-by-4.0, as on the Hub"
+            )
 
 
 def main(argv=None):
@@ -42,91 +72,152 @@ def main(argv=None):
         raise ValueError(
             f"unexpected argument {words[0]!r}: tools.share takes --key=value; see --help"
         )
-    if not cfg.to:
-        raise ValueError("give --to=DIR, or --to=USER/NAME for the Hub")
-    to = Path(cfg.to)
-    is_shared = (to / "config.json").is_file() and (to / "model.safetensors").is_file()
-    if to.exists() and not is_shared:
-        raise ValueError(f"to={to} exists but is not a shared folder: give another --to")
+    check_target(cfg)
     model, checkpoint, path = load_run(cfg.model or newest_run(), cfg.weights)
     model.about = about_run(checkpoint, path)
+    cfg.bits = cfg.bits or model.about.get("bits") or 32
+    model.about["bits"] = cfg.bits
 
     # Write the sample with the weights as shared: fewer bits may change it.
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder, cfg.bits)
         megabytes = Path(folder, "model.safetensors").stat().st_size / 1e6
         sample = write_sample(STLM.from_pretrained(folder), cfg)
-    card = write_card(cfg, model, megabytes, sample)
+    card = signed(write_card(cfg, model, megabytes, sample))
 
-    write = model.push_to_hub if is_hub_name(cfg.to) else model.save_pretrained
     try:
-        write(cfg.to, cfg.bits, card)
+        if has_edited_card(cfg.to):
+            card = ""
+        print_list(cfg, model.about, card)
+        if is_hub_name(cfg.to):
+            model.push_to_hub(cfg.to, cfg.bits, card, cfg.private)
+        else:
+            model.save_pretrained(cfg.to, cfg.bits, card)
     except Exception as e:  # the Hub's client raises many kinds
         raise ValueError(f"cannot write to {cfg.to}: {first_line(e)}") from None
     print(f"{path} -> {cfg.to}; python sample.py --model={cfg.to} writes text with it")
+
+
+def check_target(cfg):
+    """ValueError if `to` is no place to write to."""
+    if not cfg.to:
+        raise ValueError("give --to=DIR, or --to=USER/NAME for the Hub")
+    if is_hub_name(cfg.to):
+        return
+    if cfg.private:
+        raise ValueError(f"to={cfg.to} is not on the Hub: --private needs --to=USER/NAME")
+    to = Path(cfg.to)
+    if to.name in ("", ".."):
+        raise ValueError(f"to={cfg.to} has no name of its own: give the folder's name")
+    if to.is_symlink():
+        raise ValueError(f"to={cfg.to} is a link: give the folder that it leads to, or another one")
+    is_shared = (to / "config.json").is_file() and (to / "model.safetensors").is_file()
+    if to.exists() and not is_shared:
+        raise ValueError(f"to={cfg.to} exists but is not a shared folder: give another --to")
+
+
+def print_list(cfg, about, card):
+    """Print what is about to leave this machine."""
+    if not card:
+        print(
+            f"{cfg.to}/README.md was not written by this command, or was edited: it stays; "
+            "delete it to get a new card",
+            file=sys.stderr,
+        )
+    files = ["model.safetensors", "config.json", "model.py"]
+    if card:
+        files.append("README.md (with a sample of the model's text)")
+    print(f"sharing {', '.join(files)}; beside the model's knobs they tell")
+    for key, value in about.items():
+        print(f"  {key}: {json.dumps(value)}")
 
 
 # --- the model's metadata -------------------------------------------------------------------------
 
 
 def about_run(checkpoint, path):
-    """Metadata to share with the weights: from the checkpoint, run.json and eval.json."""
-    about = {}
-    for key in (
-        "step",
-        "elapsed",
-        "commit",
-        "data",
-        "command",
-        "device",
-        "verdict",
-        "val",
-        "tasks",
-        "chosen_on_val",
-        "game",
-    ):
-        if key in checkpoint:
-            about[key] = checkpoint[key]
+    """What to share of a run beside its weights: the fields of ABOUT, without anything private."""
+    found = dict(checkpoint)
     if path.suffix == ".pt":
-        about["chosen_on_val"] = path.name == "best.pt"
-        about |= about_checkpoint(checkpoint, path)
+        found["chosen_on_val"] = path.name == "best.pt"
+        found |= about_checkpoint(checkpoint, path)
+    about = {"step": 0, "elapsed": 0.0, "commit": "unknown", "data": {}}
+    about |= fitting(found, ABOUT, path)
 
-    # strip local paths
-    sources = []
-    for source in about["data"].get("sources", []):
-        sources.append(Path(source).name if source[:1] in "/.~" else source)
-    about["data"] = about["data"] | {"sources": sources}
-    if "command" in about:
-        about["command"] = re.sub(r"(?<![\w.])[/~]\S*/", "", about["command"])
+    data = about["data"]
+    if "name" in data:
+        data["name"] = source_name(data["name"])
+    if "sources" in data:
+        names = [source_name(source) for source in data["sources"]]
+        data["sources"] = [name for name in names if name]
+    about["command"] = public_command(about.get("command", ""))
+    verdict = {}
+    for key, value in about.get("verdict", {}).items():
+        if type(value) is str or fitting(value, float) is not None:
+            verdict[key] = value
+    about["verdict"] = verdict
+    for key in ("command", "verdict", "tasks", "game"):
+        if not about.get(key):
+            about.pop(key, None)
     return about
 
 
 def about_checkpoint(checkpoint, path):
     """Metadata in run.json and eval.json beside a checkpoint, if it is about these weights."""
-    about = {}
-    game = game_of(checkpoint)
-    if game:
-        about["game"] = game
-
+    about = {"game": game_of(checkpoint)}
     run_path = path.with_name("run.json")
     run = read_json(run_path) if run_path.is_file() else {}
     for key in ("command", "device"):
-        if key in run:
-            about[key] = run[key]
+        about[key] = run.get(key)
     # The verdict is about the best weights of a game, and about the final ones of any other run.
     verdict_step = run.get("verdict_step", run.get("best_step", run.get("step")))
-    if "verdict" in run and verdict_step == checkpoint["step"]:
-        about["verdict"] = run["verdict"]
+    if verdict_step == checkpoint["step"]:
+        about["verdict"] = run.get("verdict")
 
     eval_path = path.with_name("eval.json")
     scores = read_json(eval_path) if eval_path.is_file() else {}
     if (scores.get("weights"), scores.get("step")) == (path.name, checkpoint["step"]):
-        about["tasks"] = {}
-        for task, found in scores["tasks"].items():
-            about["tasks"][task] = {key: v for key, v in found.items() if key != "groups"}
-        if "val" in scores:
-            about["val"] = scores["val"]
+        about["tasks"] = scores.get("tasks")
+        about["val"] = scores.get("val")
     return about
+
+
+def source_name(source):
+    """The last part of a source's name, without folders, host, query, owner and configuration.
+
+    "https://host/p/a.txt?token=s" -> "a.txt", "OWNER/NAME:CONFIG" -> "NAME"
+    """
+    url = re.match(r"\w[\w+.-]+:/(/[^/?#]*)?", source)  # but not C:/
+    if url:
+        source = urllib.parse.unquote(source[url.end() :])
+        source = re.split(r"[?#;]", source)[0]
+    name = re.split(r"[/\\]", source.rstrip("/\\"))[-1]
+    return name.partition(":")[0]
+
+
+def public_command(command):
+    """A training command with its numbers, its choices and our own config file, and nothing else.
+
+    "" if today's knobs do not fit it. Up to commit 1254c3f, selfplay.py trained as well.
+    """
+    try:
+        program, *rest = shlex.split(command)
+        words, knobs = read_command_line(Config, rest)
+    except (ValueError, RecursionError, MemoryError):
+        return ""
+    if program not in ("train.py", "selfplay.py"):
+        return ""
+    public = [program]
+    for word in words:
+        path = Path(word)
+        folders = (Path("config"), Path("config/races"))
+        is_in_config = path.parent in (*folders, *(ROOT / folder for folder in folders))
+        if is_in_config and any((ROOT / folder / path.name).is_file() for folder in folders):
+            public.append(f"config/{path.name}")
+    for field in dataclasses.fields(Config):
+        if field.name in knobs and field.type is not str:
+            public.append(f"--{field.name}={knobs[field.name]}")
+    return " ".join(public)
 
 
 # --- the card -------------------------------------------------------------------------------------
@@ -152,9 +243,9 @@ A super tiny language model: {parameters:,} parameters, {tables:,} of them in a 
 
 ## A sample
 
-````
+{fence}
 {sample}
-````
+{fence}
 
 ## Limits
 
@@ -176,13 +267,19 @@ print(bytes(model.generate({prompt!r}, 200, temperature=0.8)).decode(errors="rep
 def write_card(cfg, model, megabytes, sample):
     """The text of README.md."""
     is_on_hub = is_hub_name(cfg.to)
+    name = Path(cfg.to).name
+    to = cfg.to
+    if not is_on_hub:
+        to = name if re.fullmatch(r"[\w.-]+", name) else "DIR"
     python = ""
     if model.cfg.tokenizer == "bytes":
-        python = PYTHON.format(prompt=cfg.prompt, to=cfg.to if is_on_hub else ".")
+        python = PYTHON.format(prompt=cfg.prompt, to=to if is_on_hub else ".")
     parameters = parameter_table(model)
+    # longer than any in the sample, which would end the block
+    fence = max(["```", *re.findall("`+", sample)], key=len) + "`"
     return CARD.format(
         license=cfg.license,
-        name=Path(cfg.to).name,
+        name=markdown_text(name),
         parameters=parameters["total"],
         tables=parameters["n-gram tables"],
         megabytes=megabytes,
@@ -190,57 +287,101 @@ def write_card(cfg, model, megabytes, sample):
         symbols="bytes" if model.cfg.tokenizer == "bytes" else "GPT-2's tokens",
         context=model.cfg.block_size,
         python=python,
-        to=cfg.to if is_on_hub else Path(cfg.to).name,
+        to=to,
         facts="\n".join(facts_of(model.about)),
+        fence=fence,
         sample=sample,
     )
 
 
 def facts_of(about):
-    """The card's list of facts, and its table of benchmarks, as lines."""
+    """The card's list of facts, and its table of benchmarks, as lines.
+
+    All text in `about` may come from others: markdown_text shows it.
+    """
     data = about["data"]
-    text = f"- text: {data.get('name') or 'unknown'}"
-    if data["sources"]:
-        text += f" ({', '.join(data['sources'])})"
-    facts = [text]
+    facts = [f"- text: {markdown_text(data.get('name') or 'unknown')}"]
+    if data.get("sources"):
+        facts[0] += f" ({markdown_text(', '.join(data['sources']))})"
     for split in ("train", "val"):
-        if split in data:
-            n_bytes = data[split]["bytes"]
-            n_documents = data[split]["documents"]
-            facts.append(f"- {split}: {n_bytes:,} bytes in {n_documents:,} documents")
-    device = about.get("device", "an unknown machine")
+        found = {"bytes": 0, "documents": 0} | data.get(split, {})
+        if found["bytes"]:
+            facts.append(f"- {split}: {found['bytes']:,} bytes in {found['documents']:,} documents")
+    device = markdown_text(about.get("device", "an unknown machine"))
     facts.append(
         f"- training: {about['step']:,} steps in {about['elapsed']:,.0f} seconds on {device}; "
-        f"commit {about['commit']}"
+        f"commit {markdown_text(about['commit'])}"
     )
     if "command" in about:
         facts.append(f"- command: `{about['command']}`")
     if "game" in about:
-        facts.append(f"- it plays {about['game']}")
+        facts.append(f"- it plays {markdown_text(about['game'])}")
     if about.get("chosen_on_val"):
         if "game" in about:
             facts.append("- weights: those that lost the fewest lines during the run")
         else:
             facts.append("- weights: those with the lowest val loss during the run (chosen on val)")
-    if "val" in about:
+    if "bpb" in about.get("val", {}):
         facts.append(f"- val at 32 bits: {about['val']['bpb']:.4f} bits per byte")
-    if about.get("verdict"):
+    if "verdict" in about:
         figures = ", ".join(f"{key}={value}" for key, value in about["verdict"].items())
-        facts.append(f"- at 32 bits: {figures}")
-    if about.get("tasks"):
-        facts += ["", "| benchmark | items | accuracy ± standard error | chance |"]
-        facts.append("|---|---|---|---|")
-        for task, found in about["tasks"].items():
-            accuracy = f"{found['acc']:.1%} ± {found['acc_stderr'] or 0:.1%}"
-            facts.append(f"| {task} | {found['n']:,} | {accuracy} | {found['chance']:.1%} |")
-    return facts
+        facts.append(f"- at 32 bits: {markdown_text(figures)}")
+    return facts + table_of(about.get("tasks", {}))
+
+
+def table_of(tasks):
+    """The table of benchmarks, as lines."""
+    rows = []
+    for task, found in tasks.items():
+        if {"n", "acc", "chance"} <= found.keys():
+            accuracy = f"{found['acc']:.1%} ± {found.get('acc_stderr', 0):.1%}"
+            chance = f"{found['chance']:.1%}"
+            rows.append(f"| {markdown_text(task)} | {found['n']:,} | {accuracy} | {chance} |")
+    if not rows:
+        return []
+    heading = [
+        "",
+        "| benchmark | items | accuracy ± standard error | chance |",
+        "|---|---|---|---|",
+    ]
+    return heading + rows
 
 
 def write_sample(model, cfg):
     generator = torch.Generator().manual_seed(cfg.seed)
     prompt = encode(model.cfg, cfg.prompt.encode())
     symbols = list(model.generate(prompt, 400, temperature=0.8, generator=generator))
-    return cfg.prompt + decode(model.cfg, symbols).decode(errors="replace")
+    # The last character may be incomplete: this decoder keeps it back.
+    text = getincrementaldecoder("utf-8")(errors="replace").decode(decode(model.cfg, symbols))
+    return cfg.prompt + text
+
+
+# --- a card that somebody has edited --------------------------------------------------------------
+
+SIGNATURE = "\n<!-- Written by tools.share. If you edit this file, it stays as it is. "
+
+
+def signed(card):
+    """The card with a comment at its end, which tells whether somebody has edited it."""
+    return f"{card}{SIGNATURE}sha256 {sha256(card.encode())} -->\n"
+
+
+def has_edited_card(to):
+    """Whether the README.md in a folder or on the Hub is not as this command wrote it."""
+    path = Path(to, "README.md")
+    if is_hub_name(to):
+        from huggingface_hub import file_exists, hf_hub_download
+
+        if not file_exists(to, "README.md"):
+            return False
+        path = Path(hf_hub_download(to, "README.md"))
+    elif not os.path.lexists(path):
+        return False
+    if not path.is_file():  # a folder, say, or a link to nothing
+        return True
+    text = path.read_bytes().decode(errors="replace")
+    card, _, _ = text.rpartition(SIGNATURE)
+    return text != signed(card)
 
 
 if __name__ == "__main__":
