@@ -1269,6 +1269,7 @@ def fitting_weights(model, weights):
         if name not in weights:
             raise ValueError(f"{name} is missing; {OTHER_CODE}")
         check_shape(name, weights[name].shape, w.shape)
+        check_dtype(name, weights[name].dtype, [w.dtype])
     for name in weights:
         if name not in expected:
             raise ValueError(f"{name!r:.80} is not a tensor of this model; {OTHER_CODE}")
