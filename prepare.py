@@ -39,7 +39,7 @@ from tqdm import tqdm
 
 from config import parse
 from lib.data import gpt2, read_meta
-from lib.files import lock, run_command
+from lib.files import lock, replace, run_command
 from lib.sources import PRESETS, Source, errors_named, is_hub_dataset
 from model import EOT, GPT2_VOCAB
 
@@ -377,6 +377,7 @@ def cut_at(n, pieces):
 @contextlib.contextmanager
 def new_folder(out):
     """A temporary folder that becomes `out` if all goes well, and disappears if not."""
+    out = out.resolve()  # a link stays, and leads to the new dataset
     folder = out.with_name(f".{out.name}.tmp")
     old = out.with_name(f".{out.name}.tmp-old")
 
@@ -396,8 +397,8 @@ def new_folder(out):
             folder.mkdir()
             yield folder
             if out.exists():
-                out.rename(old)
-            folder.rename(out)
+                replace(out, old)
+            replace(folder, out)
         except KeyboardInterrupt:
             raise KeyboardInterrupt("; nothing is left behind") from None
         except OSError as e:

@@ -96,11 +96,6 @@ def main(argv=None):
 
 def read_prompt(cfg):
     """The prompt in bytes."""
-    if cfg.prompt_file == "-" and not hasattr(sys.stdin, "buffer"):
-        raise ValueError(
-            "prompt_file=-: expected bytes on standard input, got none, as in a notebook; "
-            "give --prompt=TEXT or --prompt_file=FILE"
-        )
     if cfg.prompt_file:
         return read_utf8(cfg.prompt_file, "prompt_file")
     try:

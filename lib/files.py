@@ -78,6 +78,8 @@ def read_json(path, shape=None):
     Entries that do not have the `shape` (see `fitting`) are left out, and a line says so.
     ValueError, with the file's name, if there is no JSON object at all.
     """
+    if not Path(path).is_file():  # a pipe would never end
+        raise ValueError(f"{path} is missing, or not a file")
     try:
         found = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as e:
@@ -136,6 +138,11 @@ def read_utf8(path, knob):
 
     ValueError if it cannot be read; the message names the `knob` that named the file.
     """
+    if path == "-" and not hasattr(sys.stdin, "buffer"):
+        raise ValueError(
+            f"{knob}=-: expected bytes on standard input, got none, as in a notebook; "
+            f"give --{knob}=FILE"
+        )
     try:
         raw = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
         raw.decode("utf-8")

@@ -1039,3 +1039,18 @@ def test_memory_does_not_grow_with_the_input(tmp_path):
         )
         peaks.append(int(done.stdout.split()[-1]))
     assert peaks[1] < peaks[0] + 50_000, "the peak must grow by less than 50,000 kilobytes"
+
+
+def test_a_linked_dataset_stays_a_link(tmp_path):
+    (tmp_path / "a.txt").write_text("text " * 200)
+    data = tmp_path / "data"
+    (tmp_path / "big").mkdir()
+    data.mkdir()
+    make(tmp_path, tmp_path / "a.txt", name="a")
+    (data / "a").rename(tmp_path / "big" / "a")
+    (data / "a").symlink_to(tmp_path / "big" / "a")
+    for _ in range(2):
+        prepare.main([str(tmp_path / "a.txt"), f"--data_dir={data}", "--overwrite"])
+        assert (data / "a").is_symlink() and (data / "a/train.bin").stat().st_size > 500
+        assert [path.name for path in data.iterdir()] == ["a"]
+        assert [path.name for path in (tmp_path / "big").iterdir()] == ["a"]

@@ -179,17 +179,19 @@ def test_in_a_notebook(trained, monkeypatch):
     assert stream.text.startswith("日本") and len(stream.text) > 10
     for stdin in (NotebookStream(), None):
         monkeypatch.setattr("sys.stdin", stdin)
-        assert "--prompt=TEXT" in message_of(sample.main, ["--prompt_file=-"])
+        assert "--prompt_file=FILE" in message_of(sample.main, ["--prompt_file=-"])
 
 
-@pytest.mark.parametrize("command", ["sample.py", "prepare.py"])
+@pytest.mark.parametrize("command", ["train.py", "sample.py", "prepare.py", "bench.py", "report"])
 def test_ctrl_c_during_the_imports_is_quiet(command, tmp_path):
     """The imports take seconds. Here that of torch takes a minute."""
+    program = [str(ROOT / command)] if command.endswith(".py") else ["-m", f"tools.{command}"]
     slow = "import time\nprint('importing', flush=True)\ntime.sleep(60)\n"
     (tmp_path / "torch.py").write_text(slow)
     for handler, status in ((signal.SIG_DFL, -signal.SIGINT), (signal.SIG_IGN, None)):
         process = subprocess.Popen(
-            [sys.executable, str(ROOT / command)],
+            [sys.executable, *program],
+            cwd=ROOT,
             env=os.environ | {"PYTHONPATH": str(tmp_path)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
