@@ -535,7 +535,7 @@ def test_a_card_that_was_edited_stays(edit, shared, tmp_path, capsys):
     "make",
     [
         Path.mkdir,
-        os.mkfifo,
+        lambda path: os.mkfifo(path),
         lambda path: path.symlink_to("nowhere"),
         lambda path: path.symlink_to("/"),
     ],
