@@ -531,6 +531,26 @@ def test_a_card_that_was_edited_stays(edit, shared, tmp_path, capsys):
     assert said.count("\n") == 1 and "README.md" in said and "delete it to get a new card" in said
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        Path.mkdir,
+        lambda path: os.mkfifo(path),
+        lambda path: path.symlink_to("nowhere"),
+        lambda path: path.symlink_to("/"),
+    ],
+)
+def test_a_card_that_is_no_file_stays(make, shared, tmp_path, capsys):
+    shutil.copytree(shared, tmp_path / "a")
+    card = tmp_path / "a/README.md"
+    card.unlink()
+    make(card)
+    before = card.lstat().st_ino
+    share.main([f"--model={shared}", f"--to={tmp_path / 'a'}", "--bits=4"])
+    assert card.lstat().st_ino == before and "README.md" in capsys.readouterr().err
+    assert STLM.from_pretrained(tmp_path / "a").about["bits"] == 4
+
+
 def test_a_card_is_known_again_whatever_its_sample_holds(tmp_path):
     card = share.signed("# a\r\n\r\ufffd\x85\u2028 <!-- -->" + share.SIGNATURE)
     (tmp_path / "README.md").write_bytes(card.encode())
@@ -678,6 +698,7 @@ def test_nothing_private_leaves_the_machine(trained, tmp_path, capsys):
     shutil.copytree(trained, run_folder)
     checkpoint = files.load_checkpoint(trained / "best.pt")
     checkpoint["data"] |= {
+        "name": "/secret/words",
         "val_source": "/secret/val.txt",
         "sources": ["/secret/x.md", "https://secret@host/secret/b.txt?secret=1#secret", "/"],
         "split": "secret",
