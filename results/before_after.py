@@ -19,7 +19,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from config import parse  # noqa: E402
-from lib.files import commit, write_json  # noqa: E402
+from lib.commit import commit  # noqa: E402
+from lib.files import write_json  # noqa: E402
 
 FIGURES = (
     "train_bytes_per_second",
