@@ -14,6 +14,7 @@ page. The models have 36,000 parameters; all happens in a temporary folder, with
 
 import contextlib
 import copy
+import dataclasses
 import errno
 import functools
 import gzip
@@ -36,9 +37,11 @@ import subprocess
 import sys
 import tempfile
 import time
+import typing
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -624,7 +627,16 @@ SHORT = {
     "tools.share": (["--model=out/run", "--to=new"], None),
     "tools.report": ([], None),
 }
-SHARE_KNOBS = ["model", "weights", "to", "private", "bits", "license", "prompt", "seed"]
+SHARE_KNOBS = {
+    "model": str,
+    "weights": Literal["best", "last"],
+    "to": str,
+    "private": bool,
+    "bits": Literal["0", "4", "8", "16", "32", "5"],
+    "license": str,
+    "prompt": str,
+    "seed": int,
+}
 # how often each is drawn; bench.py speed takes long
 WEIGHTS = {"train.py": 8, "sample.py": 4, "prepare.py": 4, "bench.py eval": 3}
 
@@ -652,26 +664,42 @@ def random_command(row):
     name = rng.choices(list(SHORT), weights)[0]
     words, knobs = SHORT[name]
     words = list(words)
-    keys = list(knobs.__dataclass_fields__) if knobs else SHARE_KNOBS
+    kinds = SHARE_KNOBS
+    if knobs:
+        kinds = {field.name: field.type for field in dataclasses.fields(knobs)}
     for _ in range(rng.choice([0, 1, 1, 2, 2, 3])):
-        words += random_words(rng, keys)
+        words += random_words(rng, kinds)
     folder = fresh_box(row.box, f"box{row.counts['tries']}")
     stdin = rng.choice([os.devnull, ROOT / "LICENSE", row.box / "rows.txt.gz"])
     limit = functools.partial(limited_memory, 4000)
     return Command(name.split()[0], *words, folder=folder, stdin=stdin, before=limit), folder
 
 
-def random_words(rng, keys):
+def random_words(rng, kinds):
     """A knob with a value, a flag, or a word, as a list of words."""
     value = rng.choice(rng.choice([NUMBERS, NAMES]))
-    if rng.random() < 0.15:
+    if rng.random() < 0.1:
         return [rng.choice([*FLAGS, value])]
-    key = rng.choice(keys)
+    key = rng.choice(list(kinds))
+    # Half of the values are sensible: others do not get far.
+    if rng.random() < 0.5:
+        value = rng.choice(sensible_values(kinds[key]))
     if rng.random() < 0.05:
         key = rng.choice(["n_leyer", "", "é", "out-dir", "max_iters"])
     if rng.random() < 0.2:
         return [f"--{key}", value]
     return [f"--{key}={value}"]
+
+
+def sensible_values(kind):
+    """Values, as text, for a knob of this type."""
+    if kind is int:
+        return ["0", "1", "2", "3", "4", "8", "32", "64", "100"]
+    if kind is float:
+        return ["0", "0.001", "0.5", "1", "3"]
+    if kind is bool:
+        return ["true", "false"]
+    return typing.get_args(kind) or NAMES
 
 
 def end_random_command(row, command, folder):
