@@ -38,6 +38,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 import shutil
 import sys
 import tempfile
@@ -1113,11 +1114,28 @@ def write_together(folder, contents):
         with tempfile.TemporaryDirectory(dir=folder) as new:
             for name, content in contents.items():
                 Path(new, name).write_bytes(content)
-            for name in contents:
-                Path(new, name).replace(folder / name)
+            replace_together(folder, Path(new), contents)
     except BaseException:
         if is_new:
             shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def replace_together(folder, new, names):
+    """Move files from `new` to `folder`: all of them, or none if one cannot be moved."""
+    moved = []
+    try:
+        for name in names:
+            if (folder / name).is_dir() and not (folder / name).is_symlink():
+                raise IsADirectoryError(f"expected no folder {folder / name}, got one; move it")
+            moved.append(name)
+            if os.path.lexists(folder / name):
+                (folder / name).replace(new / f"{name}.old")
+            (new / name).replace(folder / name)
+    except BaseException:
+        for name in moved:
+            if os.path.lexists(new / f"{name}.old"):
+                (new / f"{name}.old").replace(folder / name)
         raise
 
 
@@ -1156,6 +1174,8 @@ def read_config(path):
     """
     if not path.is_file():  # a pipe would never end
         raise ValueError(f"config.json is missing; {COPY_AGAIN}")
+    if path.stat().st_size > 2**20:
+        raise ValueError(f"config.json: expected at most 1 MiB, got a larger file; {COPY_AGAIN}")
     try:
         config = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as e:
@@ -1301,7 +1321,7 @@ def current_names(weights):
         i, _, rest = rest.partition(".")
         if part in ("attention", "feed_forward"):
             name = f"blocks.{i}.{part}.{rest}"
-        elif part == "canon":
+        elif part == "canon" and i.isdecimal():
             name = f"blocks.{int(i) // 2}.canon_{1 + int(i) % 2}.{rest}"
         renamed[name] = w
     return renamed

@@ -140,7 +140,8 @@ def train(cfg, argv):
         source = SpinSource(cfg, model, machine, source)
     objective = make_objective(model, cfg)
     optimizers = make_optimizers(objective, cfg, machine.muon_dtype)
-    machine.check_agreement(facts_of(cfg, machine, source, objective, saved))
+    if machine.world > 1:
+        machine.check_agreement(facts_of(cfg, machine, source, objective, saved))
     if checkpoint:
         source.resume(checkpoint)
         with files.fitting_code(last_path, checkpoint):
@@ -431,6 +432,7 @@ class TextSource:
         conclude(...)           the result: (entry of the log, figures of the last line, the step of
                                 the weights)
         describe(...), about()  the data, as lines to print and as a dict to store
+        files()                 its splits, {name: Data}
         figures()               figures of the newest batch, for the log
         state(), resume(...)    save tensors to last.pt, and restore them
     """
@@ -541,6 +543,9 @@ class TextSource:
     def about(self):
         return self.train.meta
 
+    def files(self):
+        return {"train": self.train, "val": self.val}
+
     def figures(self):
         return {}
 
@@ -593,7 +598,10 @@ def resumed_config(cfg, checkpoint, path):
             f"{path} was written by selfplay.py, now part of train.py: resume it with the "
             "selfplay.py of `git checkout 1254c3f`"
         )
-    old = build(Config, files.known_values(checkpoint["config"], Config), path)
+    try:
+        old = build(Config, files.known_values(checkpoint["config"], Config), "its config")
+    except ValueError as e:
+        raise ValueError(f"{path} cannot be used: {e}") from None
     asked = cfg.explicit
     if old.objective == "spin":  # its shape came from init_from, not from the config file
         asked = asked - (SHAPE_KNOBS | {"dataset", "data_dir"}) | cfg.from_command_line
@@ -703,10 +711,8 @@ def facts_of(cfg, machine, source, objective, saved):
     for key, value in dataclasses.asdict(cfg).items():
         if key not in MAY_DIFFER:
             facts[f"--{key}"] = value
-    about = source.about()
-    for split in ("train", "val"):
-        if split in about:
-            facts[f"the sha256 of data/{cfg.dataset}/{split}.bin"] = about[split]["sha256"]
+    for name, data in source.files().items():
+        facts[f"the sha256 of data/{cfg.dataset}/{name}.bin"] = data.digest()
     paths = [*ROOT.glob("*.py"), *ROOT.glob("lib/*.py"), ROOT / "config/__init__.py"]
     for path in paths:
         name = path.relative_to(ROOT).as_posix()
@@ -854,5 +860,8 @@ def best_line(best, best_step, newest, step, measure):
 if __name__ == "__main__":
     files.run_command(
         main,
-        out_of_memory="set or halve --micro_batch (results stay the same), --games or --spin_steps",
+        out_of_memory=(
+            "set or halve --micro_batch (results stay the same), --games or --spin_steps, "
+            "or train a smaller model"
+        ),
     )

@@ -196,6 +196,8 @@ LIMITS = {
     **dict.fromkeys(SHARES, (0, 1)),
     **dict.fromkeys(AT_LEAST_ONE, (1, math.inf)),
     "seed": SEED,
+    "muon_lr": (0, 1e37),
+    "adam_lr": (0, 1e37),
     "play_lr": (0, 1),
     "games": (2, 10**6),
     "entropy": (0, 10),

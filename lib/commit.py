@@ -12,8 +12,10 @@ CODE = ("*.py", ":!results", ":!tests")  # the files that decide what a run does
 def git(*arguments):
     """The output of a git command in the clone, or None if there is no git or no clone."""
     command = ["git", "-C", str(ROOT), "-c", "core.fileMode=false", *arguments]
+    # Inside a hook, variables such as GIT_DIR lead to another repository.
+    env = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
     try:
-        done = subprocess.run(command, capture_output=True)
+        done = subprocess.run(command, capture_output=True, env=env)
     except OSError:
         return None
     # `git diff --no-index` ends with 1 if it finds a difference.
@@ -27,8 +29,10 @@ def commit(config_file=None):
 
     A new config file is no edit: one in config/, or the one that the command names.
     """
+    # A copy without .git may lie inside another repository.
+    top = (git("rev-parse", "--show-toplevel") or "").strip()
     head = (git("rev-parse", "--short", "HEAD") or "").strip()
-    if not head:
+    if not head or Path(top).resolve() != ROOT.resolve():
         return "unknown"
     for path in new_files():
         if not path.is_relative_to(ROOT / "config") and not is_file(path, config_file):

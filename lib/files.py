@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import hashlib
 import json
+import math
 import os
 import pickle
 import re
@@ -20,7 +21,7 @@ from pathlib import Path
 import torch
 from filelock import FileLock, Timeout
 
-from config import ROOT, Config
+from config import ROOT, Config, convert
 from model import STLM, ModelConfig
 
 REPLACE_SECONDS = 5  # how long to try to replace a file that another program holds
@@ -166,14 +167,22 @@ def read_log(path):
         try:
             event = json.loads(line)
             event["step"] = int(event["step"])
-            for key in ("elapsed", "time"):
-                event[key] = float(event[key])
-            if "bpb" in event:
-                event["bpb"] = float(event["bpb"])
+            for key in ("elapsed", "time", "bpb", "lost"):
+                if key in event or key in ("elapsed", "time"):
+                    event[key] = float(event[key])
+                    if not math.isfinite(event[key]):
+                        raise ValueError(f"expected a finite {key}")
             if not isinstance(event["event"], str):
                 raise TypeError("expected the event's name")
             events.append(event)
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            OverflowError,
+            RecursionError,
+        ):
             print(f"{path}, line {number} is not an event: skipped", file=sys.stderr)
     return events
 
@@ -220,9 +229,7 @@ def load_checkpoint(path, device="cpu"):
         if damaged:
             raise ValueError(f"the checksum of {damaged} is wrong")
         checkpoint = torch.load(path, map_location=device, weights_only=True)
-        parts = {"model": dict, "config": dict, "step": int}
-        if not isinstance(checkpoint, dict) or fitting(checkpoint, parts).keys() != parts.keys():
-            raise ValueError("expected a checkpoint of train.py, got another program's file")
+        check_entries(checkpoint)
         if not all(w.isfinite().all() for w in checkpoint["model"].values()):
             raise ValueError("its weights are not finite")
         return checkpoint
@@ -236,6 +243,44 @@ def load_checkpoint(path, device="cpu"):
     if path.name == "last.pt" and best.exists():
         why += f"; {best} still exists: --init_from={best.parent} starts from it"
     raise ValueError(f"{path} cannot be used: {why}")
+
+
+SPLIT = {"bytes": int, "documents": int, "sha256": str}
+# What a checkpoint holds: see `fitting`. Older ones may lack all but the first three entries.
+CHECKPOINT = {
+    "model": dict,
+    "config": {"dataset": str, "data_dir": str, "tokenizer": str, "*": object},
+    "step": int,
+    "elapsed": float,
+    "compile_seconds": float,
+    "dtype": str,
+    "muon_dtype": str,
+    "commit": str,
+    "teacher": str,
+    "data": {"train": SPLIT | {"*": object}, "val": SPLIT | {"*": object}, "*": object},
+    "objective": dict,
+    "optimizers": list,
+    "source": dict,
+}
+
+
+def check_entries(checkpoint):
+    """ValueError unless all entries of a checkpoint are as train.py writes them."""
+    if not isinstance(checkpoint, dict) or not {"model", "config", "step"} <= checkpoint.keys():
+        raise ValueError("expected a checkpoint of train.py, got another program's file")
+    found = fitting(checkpoint, CHECKPOINT)
+    for key in CHECKPOINT.keys() & checkpoint.keys():
+        if found.get(key) != checkpoint[key]:
+            wrote = f"commit {checkpoint.get('commit')!r:.20} wrote it"
+            raise ValueError(f"its entry {key!r} is not as train.py writes it; {wrote}")
+    for key in ("dtype", "muon_dtype"):
+        if checkpoint.get(key, "float32") not in ("float32", "bfloat16"):
+            raise ValueError(f"its {key} is {checkpoint[key]!r:.40}, not float32 or bfloat16")
+    if not 0 <= checkpoint["step"] < 2**53:
+        raise ValueError(f"its step is {checkpoint['step']}, not a number of steps")
+    for key in ("dataset", "data_dir", "tokenizer"):
+        if key not in checkpoint["config"]:
+            raise ValueError(f"its config has no {key}")
 
 
 @contextlib.contextmanager
@@ -252,9 +297,12 @@ def fitting_code(path, checkpoint):
 
 
 def known_values(config, cls):
-    """The knobs in a checkpoint's config (a dict) that the dataclass `cls` still has."""
-    names = [field.name for field in dataclasses.fields(cls)]
-    return {name: config[name] for name in names if name in config}
+    """The knobs in a checkpoint's config (a dict) that the dataclass `cls` still has.
+
+    ValueError if one has a value of another type.
+    """
+    names = [field.name for field in dataclasses.fields(cls) if field.name in config]
+    return {name: convert(cls, name, config[name], "its config") for name in names}
 
 
 def load_model(path, device="cpu"):
@@ -279,17 +327,22 @@ def fingerprint(model):
     return digest.hexdigest()
 
 
+KNOWN_GAMES = typing.get_args(Config.__annotations__["game"])
+
+
 def game_of(checkpoint):
-    """The name of the game that the checkpoint's model plays, or ""."""
+    """The name of the game that the checkpoint's model plays, or "". ValueError if unknown."""
     config = checkpoint["config"]
+    name = checkpoint.get("game", "")
     # Up to commit 1254c3f, self-play had a knob `opponent`; if it played on text, `game` was empty.
     if config.get("objective") == "game" or "opponent" in config:
-        return config.get("game", "")
-    return checkpoint.get("game", "")
+        name = config.get("game", "")
+    if name and name not in KNOWN_GAMES:
+        raise ValueError(f"expected a model that plays one of {KNOWN_GAMES}, got {name!r:.40}")
+    return name
 
 
 # What is shared of a run (the `about` of config.json), and nothing else: see `fitting`.
-SPLIT = {"bytes": int, "documents": int, "sha256": str}
 ACCURACIES = ("acc", "acc_stderr", "acc_norm", "acc_norm_stderr", "acc_bytes", "acc_bytes_stderr")
 ABOUT = {
     "step": int,
@@ -335,7 +388,7 @@ def load_run(name, first="best", device="cpu"):
     model = STLM.from_pretrained(name).to(device)
     checkpoint = {"step": 0, "elapsed": 0.0, "commit": "unknown", "data": {}}
     checkpoint |= fitting(model.about, ABOUT, f"{name}/config.json: about")
-    if checkpoint.get("game") not in typing.get_args(Config.__annotations__["game"]):
+    if checkpoint.get("game") not in KNOWN_GAMES:
         checkpoint.pop("game", None)
     checkpoint["config"] = dataclasses.asdict(model.cfg)
     checkpoint["config"]["dataset"] = str(checkpoint["data"].get("name") or "")
@@ -414,6 +467,10 @@ def run_command(main, out_of_memory="use a smaller model or a smaller input"):
     # While modules were imported, Ctrl-C ended the process at once.
     if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    # A stream that is closed (>&-) is None.
+    sys.stdin = sys.stdin or open(os.devnull)  # noqa: SIM115
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     # Escape what the console cannot show, as a file on Windows cannot. A notebook shows everything.
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -432,9 +489,11 @@ def run_command(main, out_of_memory="use a smaller model or a smaller input"):
         message = str(e)
         if isinstance(e, (MemoryError, torch.OutOfMemoryError)) or "can't allocate" in message:
             message = f"out of memory: {out_of_memory}"
+        elif "by peer" in message:
+            message = "another process of this run has ended; its own message says why"
         elif isinstance(e, RuntimeError):
             raise
         # If all processes fail alike, rank 0 speaks first, and torchrun stops those that wait.
         if os.environ.get("RANK", "0") != "0":
             time.sleep(3)
-        sys.exit(f"{name}: {message}")
+        sys.exit(f"{name}: {' '.join(message.split())}")

@@ -19,9 +19,14 @@ class Machine:
     """
 
     def __init__(self, device="auto", dtype="auto", muon_dtype="auto"):
-        self.rank = int(os.environ.get("RANK", 0))
-        self.world = int(os.environ.get("WORLD_SIZE", 1))
-        self.device, why_device = pick_device(device, int(os.environ.get("LOCAL_RANK", 0)))
+        self.world = number_from("WORLD_SIZE", 1, lowest=1)
+        self.rank = number_from("RANK", 0)
+        if self.rank >= self.world:
+            raise ValueError(
+                f"RANK={self.rank} must be below WORLD_SIZE={self.world}: start processes with "
+                "torchrun, which sets both"
+            )
+        self.device, why_device = pick_device(device, number_from("LOCAL_RANK", 0))
         self.dtype, why_dtype = pick_dtype(dtype, self.device)
         self.muon_dtype, _ = pick_dtype(muon_dtype, self.device)
         self.dtype_name = str(self.dtype).removeprefix("torch.")
@@ -60,8 +65,6 @@ class Machine:
 
         Processes that differ would train on, and nobody would notice.
         """
-        if self.world == 1:
-            return
         everybody = [None] * self.world
         dist.all_gather_object(everybody, facts)
         first = everybody[0]
@@ -97,6 +100,17 @@ class Machine:
         if self.dtype != torch.bfloat16 or self.name not in PEAKS:
             return None
         return flops_per_second / PEAKS[self.name] / self.world
+
+
+def number_from(variable, default, lowest=0):
+    """A whole number from an environment variable. ValueError if it is none."""
+    text = os.environ.get(variable, str(default))
+    if not text.isdecimal() or int(text) < lowest:
+        raise ValueError(
+            f"{variable}={text!r} must be a number of at least {lowest}: torchrun sets it, "
+            f"or unset {variable}"
+        )
+    return int(text)
 
 
 def connect(backend, world):

@@ -101,28 +101,43 @@ def make_muon_and_adam(objective, cfg, muon_dtype):
 
 
 def load_optimizers(optimizers, states):
-    """Restore the optimizers' state, but keep this command's learning rates.
+    """Restore the optimizers' state. ValueError if it belongs to other parameters.
 
-    ValueError if it belongs to other parameters.
+    Learning rates and the like stay as this command says.
     """
     if len(states) != len(optimizers):
         raise ValueError(f"expected {len(optimizers)} optimizers, got {len(states)}")
     for optimizer, state in zip(optimizers, states, strict=True):
-        # torch would convert other dtypes, and take any shape
         for entries in state["state"].values():
             for key, x in entries.items():
-                if x.dtype != torch.float32:
+                if x.dtype != torch.float32:  # torch would convert it
                     raise ValueError(f"expected {key} in float32, got {x.dtype}")
-        rates = [group["peak_lr"] for group in optimizer.param_groups]
+        groups = [dict(group) for group in optimizer.param_groups]
         optimizer.load_state_dict(state)
-        for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["peak_lr"] = rate
-        for p, entries in optimizer.state.items():
-            for key, x in entries.items():
-                # Muon's momentum holds all matrices of a shape.
-                fits = x.shape in ((), p.shape) or (key == "momentum" and x.shape[1:] == p.shape)
-                if not fits:
-                    raise ValueError(f"expected {key} like {tuple(p.shape)}, got {tuple(x.shape)}")
+        for group, ours in zip(optimizer.param_groups, groups, strict=True):
+            group.update(ours)
+        check_state(optimizer)
+
+
+def check_state(optimizer):
+    """ValueError unless an optimizer has the whole state of its parameters."""
+    first, last = optimizer.phase
+    may_be_new = first > 0 or first == last
+    if may_be_new and not optimizer.state:
+        return
+    expected = {}
+    for group in optimizer.param_groups:
+        params = [p for p in group["params"] if p.requires_grad]
+        if isinstance(optimizer, Muon):
+            for p in params[:1]:
+                expected[p] = {"momentum": (len(params), *p.shape)}
+        else:
+            for p in params:
+                expected[p] = {"step": (), "exp_avg": tuple(p.shape), "exp_avg_sq": tuple(p.shape)}
+    for p, shapes in expected.items():
+        found = {key: tuple(x.shape) for key, x in optimizer.state.get(p, {}).items()}
+        if found != shapes:
+            raise ValueError(f"expected an optimizer's state of {shapes}, got {found}")
 
 
 def active_optimizers(optimizers, progress):

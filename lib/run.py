@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import os
 import signal
 import sys
 import time
@@ -173,9 +174,14 @@ class Log:
             text = "".join(json.dumps(event) + "\n" for event in self.events)
             write_atomically(path, lambda file: file.write(text.encode()))
         if changes:
-            write_atomically(
-                self.out / "changes.diff", lambda file: file.write(changes.encode(errors="replace"))
-            )
+            self.keep_changes(changes.encode(errors="replace"))
+
+    def keep_changes(self, changes):
+        """Write changes.diff, after that of an earlier part of the run."""
+        path = self.out / "changes.diff"
+        earlier = path.read_bytes() if path.exists() else b""
+        if changes not in earlier:
+            write_atomically(path, lambda file: file.write(earlier + changes))
 
     def begin_wandb(self, step):
         """Start a run on wandb.ai or, on resume, continue the one whose id is in run.json."""
@@ -201,12 +207,18 @@ class Log:
 
     def best(self, measure):
         """-> (the lowest `measure` of all evaluations so far, its step)."""
-        found = [(e[measure], e["step"]) for e in self.events if e["event"] == "eval"]
+        evals = [e for e in self.events if e["event"] == "eval" and measure in e]
+        found = [(e[measure], e["step"]) for e in evals]
         return min(found, key=lambda pair: (pair[0], -pair[1]), default=(math.inf, 0))
 
     def say(self, text, end="\n"):
-        if self.is_writer:
+        if not self.is_writer:
+            return
+        try:
             print(text, end=end, flush=True)
+        except OSError:
+            # The reader has gone, as in `| head`, or the disk is full. The run goes on without it.
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
     def record(self, event, step, elapsed, **values):
         self.step = step

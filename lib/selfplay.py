@@ -79,6 +79,9 @@ class GameSource:
         """The data, for run.json and checkpoints."""
         return {"name": f"random games of {self.cfg.game}"}
 
+    def files(self):
+        return {}
+
     def resume(self, checkpoint):
         """Nothing to do: games follow from seed, step and weights."""
 
@@ -293,6 +296,9 @@ class SpinSource:
 
     def about(self):
         return self.text_source.about()
+
+    def files(self):
+        return self.text_source.files()
 
     def state(self):
         return self.opponent.state_dict() if self.has_opponent else {}

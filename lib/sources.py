@@ -311,7 +311,7 @@ def download(url, path, most, bar):
         file.seek(most - BEYOND)
         rest = file.read(BEYOND)
         end = rest.rfind(b"\n") + 1 if is_table else len(rest) - 1
-        while end > 0 and rest[end] & 0xC0 == 0x80:  # inside a character
+        while 0 < end < len(rest) and rest[end] & 0xC0 == 0x80:  # inside a character
             end -= 1
         file.truncate(most - BEYOND + end)
     return True

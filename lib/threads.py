@@ -37,7 +37,10 @@ class Threads:
         self.now = self.all
         # Who sets OMP_NUM_THREADS has decided.
         is_cpu = machine.device.type == "cpu"
-        self.is_on = is_cpu and self.all > 1 and "OMP_NUM_THREADS" not in os.environ
+        is_on = is_cpu and self.all > 1 and "OMP_NUM_THREADS" not in os.environ
+        # in all processes or in none
+        (n_off,) = machine.sum([0 if is_on else 1])
+        self.is_on = n_off == 0
         self.is_examined = False
         self.trial = []  # the numbers of threads of the next steps, while a trial runs
         self.seconds = {}  # of the trial's steps, by number of threads

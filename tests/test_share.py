@@ -633,7 +633,7 @@ def test_a_shared_folder_keeps_its_bits(shared, tmp_path):
         ("~/notes/x.md", "x.md"),
         ("../me/x.md", "x.md"),
         ("notes/private/x.md", "x.md"),
-        ("notes/private/", "private"),
+        ("notes/private/", ""),
         ("notes/**/*.txt", "*.txt"),
         ("notes/?.txt", "?.txt"),
         ("x.md", "x.md"),
@@ -709,7 +709,11 @@ def test_nothing_private_leaves_the_machine(trained, tmp_path, capsys):
     info["command"] = "train.py 'secret/my config.py' --out_dir=/secret --wandb secret --seed=3"
     (run_folder / "run.json").write_text(json.dumps(info | {"more": "secret"}))
     task = {"n": 3, "acc": 0.5, "chance": 0.5, "device": "secret", "groups": {"secret": {}}}
-    scores = {"weights": "best.pt", "step": checkpoint["step"], "tasks": {"mine": task}}
+    scores = {
+        "weights": "best.pt",
+        "step": checkpoint["step"],
+        "tasks": {"blimp": task, "mine": task},
+    }
     scores["val"] = {"bpb": 1.25, "other": {"weights": "secret"}}
     (run_folder / "eval.json").write_text(json.dumps(scores | {"texts": {"secret.txt": {}}}))
     share.main([f"--model={run_folder}", f"--to={tmp_path / 'a'}"])
@@ -721,7 +725,7 @@ def test_nothing_private_leaves_the_machine(trained, tmp_path, capsys):
     assert str(tmp_path) not in card + config
     about = json.loads(config)["about"]
     assert about["data"]["sources"] == ["x.md", "b.txt"]
-    assert about["tasks"] == {"mine": {"n": 3, "acc": 0.5, "chance": 0.5}}
+    assert about["tasks"] == {"blimp": {"n": 3, "acc": 0.5, "chance": 0.5}}
     assert about["val"] == {"bpb": 1.25}
 
 

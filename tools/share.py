@@ -28,6 +28,8 @@ from typing import Literal
 import torch
 
 from config import ROOT, Config, parse, read_command_line
+from lib.benchmarks import BENCHMARKS
+from lib.commit import git
 from lib.data import decode, encode
 from lib.files import (
     ABOUT,
@@ -42,7 +44,8 @@ from lib.files import (
     run_command,
 )
 from lib.machine import parameter_table
-from model import STLM, sha256
+from lib.sources import PRESETS, is_hub_dataset
+from model import KNOBS, STLM, sha256
 
 
 @dataclass
@@ -75,7 +78,9 @@ def main(argv=None):
     check_target(cfg)
     model, checkpoint, path = load_run(cfg.model or newest_run(), cfg.weights)
     model.about = about_run(checkpoint, path)
-    cfg.bits = cfg.bits or model.about.get("bits") or 32
+    if not cfg.bits:
+        bits = model.about.get("bits")
+        cfg.bits = bits if bits in (32, 16, 8, 4) else 32
     model.about["bits"] = cfg.bits
 
     # Write the sample with the weights as shared: fewer bits may change it.
@@ -111,9 +116,18 @@ def check_target(cfg):
         raise ValueError(f"to={cfg.to} has no name of its own: give the folder's name")
     if to.is_symlink():
         raise ValueError(f"to={cfg.to} is a link: give the folder that it leads to, or another one")
-    is_shared = (to / "config.json").is_file() and (to / "model.safetensors").is_file()
-    if to.exists() and not is_shared:
+    if to.exists() and not is_shared_folder(to):
         raise ValueError(f"to={cfg.to} exists but is not a shared folder: give another --to")
+
+
+def is_shared_folder(folder):
+    """Whether a folder holds a model of ours, and not one of another project."""
+    if not (folder / "model.safetensors").is_file():
+        return False
+    try:
+        return set(KNOBS) <= read_json(folder / "config.json").keys()
+    except ValueError:
+        return False
 
 
 def print_list(cfg, about, card):
@@ -135,6 +149,13 @@ def print_list(cfg, about, card):
 # --- the model's metadata -------------------------------------------------------------------------
 
 
+FIGURE = r"\d[\d.,]*(e[-+]?\d+)?(/\d+)?"  # 1.25, or 1/560 for a game
+
+
+def matches(pattern, value):
+    return re.fullmatch(pattern, str(value)) is not None
+
+
 def about_run(checkpoint, path):
     """What to share of a run beside its weights: the fields of ABOUT, without anything private."""
     found = dict(checkpoint)
@@ -145,17 +166,24 @@ def about_run(checkpoint, path):
     about |= fitting(found, ABOUT, path)
 
     data = about["data"]
-    if "name" in data:
-        data["name"] = source_name(data["name"])
+    if not matches(r"\w[\w.+-]*", data.get("name", "")):
+        data.pop("name", None)
     if "sources" in data:
         names = [source_name(source) for source in data["sources"]]
         data["sources"] = [name for name in names if name]
     about["command"] = public_command(about.get("command", ""))
-    verdict = {}
-    for key, value in about.get("verdict", {}).items():
-        if type(value) is str or fitting(value, float) is not None:
-            verdict[key] = value
-    about["verdict"] = verdict
+    verdict = about.get("verdict", {})
+    about["verdict"] = {key: value for key, value in verdict.items() if matches(FIGURE, value)}
+    for split in ("train", "val"):
+        if not matches("[0-9a-f]{64}", data.get(split, {}).get("sha256", "")):
+            data.get(split, {}).pop("sha256", None)
+    if not matches(r"[0-9a-f]{4,40}(-dirty)?", about["commit"]):
+        about["commit"] = "unknown"
+    if not matches(r"[\w .()+-]+", about.get("device", "")):
+        about.pop("device", None)
+    # A benchmark of somebody's own may be named after anything.
+    tasks = about.get("tasks", {})
+    about["tasks"] = {task: tasks[task] for task in BENCHMARKS if task in tasks}
     for key in ("command", "verdict", "tasks", "game"):
         if not about.get(key):
             about.pop(key, None)
@@ -182,21 +210,31 @@ def about_checkpoint(checkpoint, path):
     return about
 
 
-def source_name(source):
-    """The last part of a source's name, without folders, host, query, owner and configuration.
+# a file's name or a glob; a Hub dataset or a preset
+PUBLIC_NAME = r"[\w .*?()+-]+\.(txt|md|py|jsonl|json|csv|parquet)(\.gz)?|[\w.-]+"
 
-    "https://host/p/a.txt?token=s" -> "a.txt", "OWNER/NAME:CONFIG" -> "NAME"
+
+def source_name(source):
+    """The name of a source without folders, host, query, owner and configuration, or "".
+
+    "https://host/p/a.txt?token=s" -> "a.txt", "OWNER/NAME:CONFIG" -> "NAME". A folder has none: its
+    name may be that of a person or a project.
     """
-    url = re.match(r"\w[\w+.-]+:/(/[^/?#]*)?", source)  # but not C:/
-    if url:
-        source = urllib.parse.unquote(source[url.end() :])
-        source = re.split(r"[?#;]", source)[0]
-    name = re.split(r"[/\\]", source.rstrip("/\\"))[-1]
-    return name.partition(":")[0]
+    if is_hub_dataset(source) or source in (*PRESETS, "stdlib"):
+        name = source.partition(":")[0].rpartition("/")[2]
+    else:
+        url = re.match(r"\w[\w+.-]+:/(/[^/?#]*)?", source)  # but not C:/
+        if url:
+            source = urllib.parse.unquote(source[url.end() :])
+            source = re.split(r"[?#;]", source)[0]
+        name = re.split(r"[/\\:]", source)[-1]
+        if "." not in name:
+            return ""
+    return name if matches(PUBLIC_NAME, name) else ""
 
 
 def public_command(command):
-    """A training command with its numbers, its choices and our own config file, and nothing else.
+    """A training command with its numbers, its choices and a config file of ours, and nothing else.
 
     "" if today's knobs do not fit it. Up to commit 1254c3f, selfplay.py trained as well.
     """
@@ -212,7 +250,9 @@ def public_command(command):
         path = Path(word)
         folders = (Path("config"), Path("config/races"))
         is_in_config = path.parent in (*folders, *(ROOT / folder for folder in folders))
-        if is_in_config and any((ROOT / folder / path.name).is_file() for folder in folders):
+        # A file that is not committed may be named after anything.
+        ours = [f"{folder}/{path.name}" for folder in folders]
+        if is_in_config and git("ls-files", "--", *ours):
             public.append(f"config/{path.name}")
     for field in dataclasses.fields(Config):
         if field.name in knobs and field.type is not str:
