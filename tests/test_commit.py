@@ -82,3 +82,16 @@ def test_without_git_the_commit_is_unknown(clone, tmp_path, monkeypatch):
     monkeypatch.setattr(commit, "ROOT", clone)
     monkeypatch.setenv("PATH", "")
     assert commit.commit() == "unknown"
+
+
+def test_another_repository_is_not_asked(clone, tmp_path, monkeypatch):
+    head = commit.commit()
+    # inside a hook of another repository
+    other = tmp_path / "other"
+    git(tmp_path, "init", "-q", "other")
+    monkeypatch.setenv("GIT_DIR", str(other / ".git"))
+    assert commit.commit() == head
+    # a copy without .git, inside another repository
+    monkeypatch.delenv("GIT_DIR")
+    monkeypatch.setattr(commit, "ROOT", clone / "lib")
+    assert commit.commit() == "unknown"

@@ -971,3 +971,75 @@ def test_a_longer_run_says_that_the_learning_rate_jumps(small, tmp_path, capsys)
     clock = SimpleNamespace(progress=lambda step: step / 8, elapsed=0)
     for step in range(9):
         assert train.changes_since(checkpoint | {"step": step}, cfg, clock, None) == []
+
+
+def test_later_edits_are_kept_after_earlier_ones(small, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    for n, edit in enumerate(("+first\n", "+second\n", "+second\n"), 1):
+        monkeypatch.setattr(train, "code_changes", lambda config_file, edit=edit: edit)
+        train.main([*small, f"--max_steps={n}", "--resume=auto", f"--out_dir={out}"])
+    assert (out / "changes.diff").read_text() == "+first\n+second\n"
+
+
+@pytest.mark.parametrize(
+    "closed", [">&-", "2>&-", "<&-", ">&- 2>&- <&-", "| head -1", "> /dev/full"]
+)
+def test_a_run_goes_on_without_its_console(closed, trained, tmp_path):
+    out = shutil.copytree(trained, tmp_path / "run")
+    command = (
+        f"{sys.executable} {ROOT / 'train.py'} --resume --max_steps=9 --out_dir={out} {closed}"
+    )
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    info = json.loads((out / "run.json").read_text())
+    assert info["status"] == "finished" and info["verdict"]["steps"] == 9
+    assert done.returncode == 0
+    assert "Traceback" not in done.stderr
+
+
+ODD = ["x", None, [], {}, -1, 5, 10**30, math.nan, True]
+ENTRIES = ["step", "elapsed", "compile_seconds", "dtype", "muon_dtype", "commit", "data", "config"]
+ENTRIES += ["objective", "optimizers", "source", "teacher", "model"]
+INNER = [("data", "val"), ("data", "train"), ("config", "dataset"), ("config", "data_dir")]
+INNER += [
+    ("config", "device"),
+    ("config", "objective"),
+    ("config", "tokenizer"),
+    ("config", "seed"),
+]
+
+
+@pytest.mark.parametrize("entry", [*ENTRIES, *INNER], ids=str)
+def test_odd_values_in_a_checkpoint_are_one_line_or_harmless(entry, with_head, tmp_path, capsys):
+    out = shutil.copytree(with_head, tmp_path / "run")
+    path = out / "last.pt"
+    (out / "best.pt").unlink()
+    good = torch.load(path, weights_only=True)
+    for value in ODD:
+        checkpoint = dict(good)
+        if isinstance(entry, str):
+            checkpoint[entry] = value
+        else:
+            part, key = entry
+            checkpoint[part] = checkpoint[part] | {key: value}
+        torch.save(checkpoint, path)
+        for main, args in (
+            (train.main, ["--resume", f"--out_dir={out}", "--max_steps=3"]),
+            (bench.main, ["eval", f"--model={out}", "--tasks=val", "--device=cpu"]),
+            (sample.main, [f"--model={out}", "--max_new_bytes=2", "--device=cpu"]),
+        ):
+            try:
+                main(args)
+            except ValueError as e:
+                assert "\n" not in str(e)
+        torch.save(good, path)
+
+
+def test_odd_events_in_a_log_are_left_out(run_folder, capsys):
+    path = run_folder / "log.jsonl"
+    lines = path.read_text().splitlines()
+    event = {"event": "eval", "step": 1, "elapsed": 0.1, "time": 1.0}
+    odd = ["[" * 100_000, json.dumps(event), json.dumps(event | {"bpb": math.nan})]
+    path.write_text("\n".join([*odd, *lines]))
+    train.main([f"--out_dir={run_folder}", "--resume", "--max_steps=9"])
+    assert load_checkpoint(run_folder / "best.pt")["step"] == 9
+    assert "bpb nan" not in capsys.readouterr().out

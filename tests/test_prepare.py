@@ -1054,3 +1054,12 @@ def test_a_linked_dataset_stays_a_link(tmp_path):
         assert (data / "a").is_symlink() and (data / "a/train.bin").stat().st_size > 500
         assert [path.name for path in data.iterdir()] == ["a"]
         assert [path.name for path in (tmp_path / "big").iterdir()] == ["a"]
+
+
+def test_a_table_may_be_cut_exactly_at_a_line(tmp_path, web, monkeypatch):
+    line = json.dumps({"text": "a" * 50}) + "\n"
+    (tmp_path / "a.jsonl").write_text(line * 3000)
+    monkeypatch.setattr("lib.sources.BEYOND", 10 * len(line))
+    for most in range(20 * len(line) - 3, 20 * len(line) + 3):
+        train, val, _ = make(tmp_path, f"{web}/a.jsonl", f"--max_bytes={most}")
+        assert (train + val)[0] == b"a" * 50

@@ -753,7 +753,7 @@ def card_with(text, folder, **more):
     about = {"step": 3, "commit": text, "device": text, "command": text, "game": text}
     about["data"] = {"name": text, "sources": [text, text], "more": text}
     about["data"]["train"] = {"bytes": 3, "documents": 1, "sha256": text}
-    about["verdict"] = {text: text, "a": text}
+    about["verdict"] = {text: 1.5, "a": text}
     about["tasks"] = {text: {"n": 3, "acc": 0.5, "chance": 0.5}}
     config_with(about=about | more)(folder)
     share.main([f"--model={folder}", f"--to={folder.parent / 'again'}"])
@@ -1271,3 +1271,32 @@ def test_a_hub_that_does_not_answer_is_one_line(trained, tmp_path):
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
     assert "cannot write to ann/poems" in done.stderr
+
+
+def test_the_model_of_another_project_is_not_overwritten(trained, tmp_path):
+    folder = tmp_path / "llama"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
+    (folder / "model.safetensors").write_bytes(b"weights")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    message = message_of(share.main, [f"--model={trained}", f"--to={folder}"])
+    assert "exists but is not a shared folder" in message
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_if_one_file_cannot_be_replaced_the_old_ones_come_back(shared, tmp_path, monkeypatch):
+    folder = shutil.copytree(shared, tmp_path / "a")
+    (folder / "README.md").unlink()
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    replace = Path.replace
+
+    def held(source, target):
+        if Path(target) == folder / "config.json" and source.suffix != ".old":
+            raise PermissionError(13, "Access is denied")
+        return replace(source, target)
+
+    monkeypatch.setattr(Path, "replace", held)
+    with pytest.raises(PermissionError):
+        random_model().save_pretrained(folder, card="# a model")
+    assert before.items() <= {path.name: path.read_bytes() for path in folder.iterdir()}.items()
+    STLM.from_pretrained(folder)

@@ -1,6 +1,7 @@
 """A run notices a busy machine, and its results do not depend on the number of threads."""
 
 import copy
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -163,6 +164,12 @@ def test_a_run_that_changes_its_threads_learns_the_same(small, tmp_path, monkeyp
     assert scored[0] == pytest.approx(scored[1], rel=1e-6)
 
 
+def test_all_processes_choose_or_none_does(machine):
+    """One process alone would wait for the others forever."""
+    machine.sum = lambda numbers: [sum(numbers) + 1]  # another process has OMP_NUM_THREADS set
+    assert not Threads(machine, True, print).is_on
+
+
 # --- processes ------------------------------------------------------------------------------------
 
 
@@ -198,4 +205,45 @@ def test_processes_that_differ_do_not_start(small, tmp_path, monkeypatch):
         message = message_of(train.main, args)
         assert message.startswith(f"processes disagree about {name}: process 0 has ")
         assert f"process 1 has {value!r}" in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_other_bytes_under_the_same_meta_json_are_noticed(data_dir, small, tmp_path, monkeypatch):
+    shutil.copytree(data_dir, tmp_path / "data")
+    path = tmp_path / "data" / "words" / "train.bin"
+    facts = []
+    monkeypatch.setattr(train.Machine, "check_agreement", lambda self, found: facts.append(found))
+    monkeypatch.setattr(train.Machine, "sum", lambda self, numbers: numbers)
+    machine_of_one = train.Machine.__init__
+
+    def in_two(self, *args):
+        machine_of_one(self, *args)
+        self.world = 2
+
+    monkeypatch.setattr(train.Machine, "__init__", in_two)
+    monkeypatch.setattr(train, "compile_and_wrap", lambda *_: 1 / 0)  # far enough
+    path.write_bytes(path.read_bytes().replace(b"the", b"eht"))
+    for folder in (data_dir, tmp_path / "data"):
+        with pytest.raises(ZeroDivisionError):
+            train.main([*small, "--max_steps=2", f"--data_dir={folder}", f"--out_dir={tmp_path}/r"])
+    a, b = facts
+    assert {name for name in a if a[name] != b[name]} == {"the sha256 of data/words/train.bin"}
+
+
+@pytest.mark.parametrize(
+    "variables, name",
+    [
+        ({"RANK": "1"}, "RANK=1"),
+        ({"RANK": "x"}, "RANK='x'"),
+        ({"RANK": "-1"}, "RANK='-1'"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE='0'"),
+        ({"WORLD_SIZE": ""}, "WORLD_SIZE=''"),
+        ({"LOCAL_RANK": "x"}, "LOCAL_RANK='x'"),
+    ],
+)
+def test_what_torchrun_sets_is_checked(variables, name, small, tmp_path, monkeypatch):
+    for key, value in variables.items():
+        monkeypatch.setenv(key, value)
+    message = message_of(train.main, [*small, "--max_steps=2", f"--out_dir={tmp_path / 'run'}"])
+    assert message.startswith(name) and "torchrun" in message
     assert not (tmp_path / "run").exists()
