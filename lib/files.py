@@ -458,6 +458,11 @@ def duration(seconds):
     return f"{hours}:{minutes:02}:{seconds:02}"
 
 
+def silence_stdout():
+    """Print nowhere from now on, because the reader has gone or the disk is full."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def run_command(main, out_of_memory="use a smaller model or a smaller input"):
     """Run a command's main, then exit. A user's mistake prints one line, a bug a traceback.
 
@@ -483,7 +488,7 @@ def run_command(main, out_of_memory="use a smaller model or a smaller input"):
     except EOFError:
         sys.exit(f"{name}: stopped, because standard input has ended")
     except BrokenPipeError:  # the reader has gone, as in `python sample.py | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        silence_stdout()
         sys.exit(0)
     except (ValueError, OSError, MemoryError, RuntimeError) as e:
         message = str(e)

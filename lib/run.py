@@ -3,7 +3,6 @@
 import contextlib
 import json
 import math
-import os
 import signal
 import sys
 import time
@@ -12,7 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
-from lib.files import first_line, read_json, read_log, write_atomically, write_json
+from lib.files import (
+    first_line,
+    read_json,
+    read_log,
+    silence_stdout,
+    write_atomically,
+    write_json,
+)
 
 RUN_FILES = (
     "run.json",
@@ -216,9 +222,8 @@ class Log:
             return
         try:
             print(text, end=end, flush=True)
-        except OSError:
-            # The reader has gone, as in `| head`, or the disk is full. The run goes on without it.
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        except OSError:  # as after `| head`: the run goes on without its reader
+            silence_stdout()
 
     def record(self, event, step, elapsed, **values):
         self.step = step
