@@ -270,7 +270,7 @@ def check_entries(checkpoint):
         raise ValueError("expected a checkpoint of train.py, got another program's file")
     found = fitting(checkpoint, CHECKPOINT)
     for key in CHECKPOINT.keys() & checkpoint.keys():
-        if found.get(key) != checkpoint[key]:
+        if key not in found or found[key] != checkpoint[key]:
             wrote = f"commit {checkpoint.get('commit')!r:.20} wrote it"
             raise ValueError(f"its entry {key!r} is not as train.py writes it; {wrote}")
     for key in ("dtype", "muon_dtype"):

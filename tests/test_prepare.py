@@ -1062,4 +1062,4 @@ def test_a_table_may_be_cut_exactly_at_a_line(tmp_path, web, monkeypatch):
     monkeypatch.setattr("lib.sources.BEYOND", 10 * len(line))
     for most in range(20 * len(line) - 3, 20 * len(line) + 3):
         train, val, _ = make(tmp_path, f"{web}/a.jsonl", f"--max_bytes={most}")
-        assert (train + val)[0] == b"a" * 50
+        assert b"a" * 50 in train + val
