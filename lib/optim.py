@@ -115,6 +115,7 @@ def load_optimizers(optimizers, states):
         groups = [dict(group) for group in optimizer.param_groups]
         optimizer.load_state_dict(state)
         for group, ours in zip(optimizer.param_groups, groups, strict=True):
+            del ours["lr"]  # the schedule sets it before a step
             group.update(ours)
         check_state(optimizer)
 
