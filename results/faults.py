@@ -475,8 +475,8 @@ def lost_ranks(row):
         step = load_checkpoint(f"{out}/last.pt")["step"]
         row.check(step == 300, "lost", f"{out} ended at step {step}")
     return (
-        f"{row.n - n_stuck} went on by themselves, {n_stuck} were stuck in torch's restart and went "
-        "on by --resume=auto"
+        f"{row.n - n_stuck} went on by themselves, {n_stuck} were stuck in torch's restart, and "
+        "went on by --resume=auto"
     )
 
 
