@@ -796,7 +796,7 @@ def links(row):
     Path("notes/nowhere").symlink_to("nowhere")
     Path("notes/round").symlink_to("round")
     alone = Path("data/alone/train.bin").read_bytes()
-    sources = ["notes", "notes/**/*.md", "./notes/", "loop/notes", "**/*.md"]
+    sources = ["notes", "notes/**/*.md", "./notes/", "loop/notes"]
     while row.next_try():
         name = f"links{row.counts['tries']}"
         Path(f"out/{name}").mkdir()
