@@ -62,6 +62,11 @@ def random_model(**knobs):
     return model
 
 
+def files_of(folder):
+    """{name: bytes} of a folder's files; Python adds __pycache__ where model.py was imported."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
 @pytest.fixture(scope="module")
 def trained(data_dir, tmp_path_factory):
     out = tmp_path_factory.mktemp("out") / "run"
@@ -571,7 +576,7 @@ def test_what_is_no_shared_folder_is_not_written_into(trained, shared, tmp_path,
     assert not (tmp_path / "new").exists()
 
     shutil.copytree(shared, tmp_path / "folder")
-    before = {p.name: p.read_bytes() for p in (tmp_path / "folder").iterdir()}
+    before = files_of(tmp_path / "folder")
     (tmp_path / "link").symlink_to(tmp_path / "folder")
     (tmp_path / "broken").symlink_to(tmp_path / "nowhere")
     monkeypatch.chdir(tmp_path / "folder")
@@ -585,14 +590,14 @@ def test_what_is_no_shared_folder_is_not_written_into(trained, shared, tmp_path,
         "/": "has no name of its own",
     }.items():
         assert why in message_of(share.main, [f"--model={trained}", f"--to={to}"])
-    assert {p.name: p.read_bytes() for p in (tmp_path / "folder").iterdir()} == before
+    assert files_of(tmp_path / "folder") == before
     assert not (tmp_path / "nowhere").exists()
 
 
 def test_a_full_disk_leaves_the_old_folder_as_it_was(shared, tmp_path, monkeypatch):
     folder = tmp_path / "a"
     share.main([f"--model={shared}", f"--to={folder}"])
-    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    before = files_of(folder)
     write_bytes = Path.write_bytes
 
     def disk_full(path, content):
@@ -604,7 +609,7 @@ def test_a_full_disk_leaves_the_old_folder_as_it_was(shared, tmp_path, monkeypat
     args = [f"--model={shared}", f"--to={folder}", "--bits=4"]
     message = message_of(share.main, args)
     assert message.startswith(f"cannot write to {folder}: ") and "No space left" in message
-    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+    assert files_of(folder) == before
 
 
 def test_a_shared_folder_keeps_its_bits(shared, tmp_path):
@@ -1220,7 +1225,7 @@ def test_a_model_that_is_saved_again_has_the_same_weights_bit_for_bit(bits, std,
 
 def test_files_are_written_together_or_not_at_all(shared, tmp_path, monkeypatch):
     shutil.copytree(shared, tmp_path / "old")
-    before = {p.name: p.read_bytes() for p in (tmp_path / "old").iterdir()}
+    before = files_of(tmp_path / "old")
     model = random_model()
     write_bytes = Path.write_bytes
 
@@ -1238,7 +1243,7 @@ def test_files_are_written_together_or_not_at_all(shared, tmp_path, monkeypatch)
     for folder in (tmp_path / "old", tmp_path / "new"):
         with pytest.raises(OSError, match="No space left"):
             model.save_pretrained(folder, card="# a model")
-    assert {p.name: p.read_bytes() for p in (tmp_path / "old").iterdir()} == before
+    assert files_of(tmp_path / "old") == before
     assert not (tmp_path / "new").exists()
 
 
@@ -1251,9 +1256,9 @@ def test_a_link_in_the_folder_is_replaced_and_its_target_stays(shared, tmp_path)
     for name in names:
         (tmp_path / "a" / name).rename(mine / name)
         (tmp_path / "a" / name).symlink_to(mine / name)
-    before = {p.name: p.read_bytes() for p in mine.iterdir()}
+    before = files_of(mine)
     STLM.from_pretrained(tmp_path / "a").save_pretrained(tmp_path / "a", bits=4, card="# new")
-    assert {p.name: p.read_bytes() for p in mine.iterdir()} == before
+    assert files_of(mine) == before
     assert not any((tmp_path / "a" / name).is_symlink() for name in names)
     assert (tmp_path / "a/README.md").read_text() == "# new"
     assert {*names, "notes.txt"} <= {p.name for p in (tmp_path / "a").iterdir()}
@@ -1278,16 +1283,16 @@ def test_the_model_of_another_project_is_not_overwritten(trained, tmp_path):
     folder.mkdir()
     (folder / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
     (folder / "model.safetensors").write_bytes(b"weights")
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    before = files_of(folder)
     message = message_of(share.main, [f"--model={trained}", f"--to={folder}"])
     assert "exists but is not a shared folder" in message
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert files_of(folder) == before
 
 
 def test_if_one_file_cannot_be_replaced_the_old_ones_come_back(shared, tmp_path, monkeypatch):
     folder = shutil.copytree(shared, tmp_path / "a")
     (folder / "README.md").unlink()
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    before = files_of(folder)
     replace = Path.replace
 
     def held(source, target):
@@ -1298,5 +1303,5 @@ def test_if_one_file_cannot_be_replaced_the_old_ones_come_back(shared, tmp_path,
     monkeypatch.setattr(Path, "replace", held)
     with pytest.raises(PermissionError):
         random_model().save_pretrained(folder, card="# a model")
-    assert before.items() <= {path.name: path.read_bytes() for path in folder.iterdir()}.items()
+    assert before.items() <= files_of(folder).items()
     STLM.from_pretrained(folder)
