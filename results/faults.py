@@ -467,7 +467,12 @@ def lost_ranks(row):
             is_stuck = process.wait(timeout=90) != 0
         except subprocess.TimeoutExpired:
             is_stuck = True
-            os.killpg(process.pid, signal.SIGKILL)
+            # Its processes would hold the folder's lock.
+            listed = subprocess.run(
+                ["pgrep", "-P", str(process.pid)], capture_output=True, text=True
+            )
+            for number in (*listed.stdout.split(), process.pid):
+                os.kill(int(number), signal.SIGKILL)
             process.wait()
         if is_stuck:  # torch's new processes may look for each other at the old ports
             n_stuck += 1
