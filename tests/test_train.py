@@ -316,6 +316,7 @@ def processes_of(commands, port):
     return [(p.communicate(timeout=120)[1], p.returncode) for p in started]
 
 
+@pytest.mark.slow
 def test_processes_with_other_text_stop_in_one_line(small, data_dir, tmp_path):
     text = (data_dir / "words" / "train.bin").read_bytes()
     val = (data_dir / "words" / "val.bin").read_bytes()
