@@ -1441,9 +1441,9 @@ tracebacks: a traceback, a crash or a hang reached the user.
 Seen, and left as it is:
 
 - A FIFO as text, prompt or config file is waited for, as every program waits for it.
-- A line of a table is read whole: one of 200 MB takes about 2 GB of memory.
-- If one process of a run is stopped (SIGSTOP), the others wait for it, until torch gives up after
-  half an hour.
+- A line of a table is read whole, and takes several times its size in memory.
+- If one process of a run is stopped (SIGSTOP), or never starts, the others wait for it until torch
+  gives up.
 - Power cuts: files are synced before they are renamed, but the folder is not; no disk was tried.
 - Network file systems: their locks and renames were not tried. Where locks fail, a line says so.
 """
