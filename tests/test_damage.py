@@ -541,6 +541,7 @@ def test_a_signal_to_continue_during_an_evaluation_costs_no_step():
     assert clock.elapsed > 0.09
 
 
+@pytest.mark.slow
 def test_a_process_that_was_stopped_does_not_pay_for_it(tmp_path, data_dir, small):
     command = [
         sys.executable,
@@ -1008,6 +1009,7 @@ INNER += [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("entry", [*ENTRIES, *INNER], ids=str)
 def test_odd_values_in_a_checkpoint_are_one_line_or_harmless(entry, with_head, tmp_path, capsys):
     out = shutil.copytree(with_head, tmp_path / "run")
