@@ -712,7 +712,7 @@ def facts_of(cfg, machine, source, objective, saved):
         if key not in MAY_DIFFER:
             facts[f"--{key}"] = value
     for name, data in source.files().items():
-        facts[f"the sha256 of data/{cfg.dataset}/{name}.bin"] = data.digest()
+        facts[f"the sha256 of data/{cfg.dataset}/{name}.bin"] = data.sha256
     paths = [*ROOT.glob("*.py"), *ROOT.glob("lib/*.py"), ROOT / "config/__init__.py"]
     for path in paths:
         name = path.relative_to(ROOT).as_posix()

@@ -172,14 +172,15 @@ class Data:
         # Below 1 for bytes, because EOT is a symbol but not text.
         self.bytes_per_symbol = self.meta[split]["bytes"] / len(self.symbols)
 
-    def digest(self):
-        """The sha256 of the split's file."""
+    @functools.cached_property
+    def sha256(self):
+        """Of the split's file itself, whatever meta.json says."""
         with open(self.path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     def verify(self, checkpoint):
         """ValueError unless this is, to the last bit, the split that the checkpoint's run used."""
-        found = self.digest()
+        found = self.sha256
         # None for a shared model that does not name its training text
         trained = checkpoint.get("data", {}).get(self.split, {}).get("sha256")
         for where, sha256 in (

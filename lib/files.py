@@ -98,8 +98,9 @@ def read_json(path, shape=None):
 def fitting(value, shape, where=None):
     """The part of a JSON value that has a shape; None if no part has.
 
-    shape: a type (float: any finite number; object: anything); a list with the shape of its items;
-        or {key: shape}, in which the key "*" stands for all others. No key is required.
+    shape: a type (float: any finite number; object: anything); a regular expression, for a text; a
+        list with the shape of its items; or {key: shape}, in which the key "*" stands for all
+        others. No key is required.
     where: where the value is from, to print what is left out; None: print nothing
     """
     if isinstance(shape, dict) and isinstance(value, dict):
@@ -117,18 +118,23 @@ def fitting(value, shape, where=None):
         return [part for part in parts if part is not None]
     if shape is object:
         return value
+    expected = type(shape).__name__
     if isinstance(shape, (dict, list)):
         fits = False
+    elif isinstance(shape, str):
+        expected = f"text like {shape}"
+        fits = isinstance(value, str) and re.fullmatch(shape, value) is not None
     elif shape is float:
         # not nan, inf or 10**400, which json.loads accepts
         fits = isinstance(value, (int, float)) and abs(value) <= sys.float_info.max
     else:
         fits = isinstance(value, shape)
+    if isinstance(shape, type):
+        expected = shape.__name__
     # a bool is an int
     if fits and (shape is bool or not isinstance(value, bool)):
         return value
     if where and value is not None:
-        expected = type(shape).__name__ if isinstance(shape, (dict, list)) else shape.__name__
         found = first_line(ValueError(repr(value)))[:60]
         print(f"{where}: expected {expected}, got {found}: left out", file=sys.stderr)
     return None
@@ -253,8 +259,8 @@ CHECKPOINT = {
     "step": int,
     "elapsed": float,
     "compile_seconds": float,
-    "dtype": str,
-    "muon_dtype": str,
+    "dtype": "float32|bfloat16",
+    "muon_dtype": "float32|bfloat16",
     "commit": str,
     "teacher": str,
     "data": {"train": SPLIT | {"*": object}, "val": SPLIT | {"*": object}, "*": object},
@@ -273,9 +279,6 @@ def check_entries(checkpoint):
         if key not in found or found[key] != checkpoint[key]:
             wrote = f"commit {checkpoint.get('commit')!r:.20} wrote it"
             raise ValueError(f"its entry {key!r} is not as train.py writes it; {wrote}")
-    for key in ("dtype", "muon_dtype"):
-        if checkpoint.get(key, "float32") not in ("float32", "bfloat16"):
-            raise ValueError(f"its {key} is {checkpoint[key]!r:.40}, not float32 or bfloat16")
     if not 0 <= checkpoint["step"] < 2**53:
         raise ValueError(f"its step is {checkpoint['step']}, not a number of steps")
     for key in ("dataset", "data_dir", "tokenizer"):
@@ -342,20 +345,27 @@ def game_of(checkpoint):
     return name
 
 
-# What is shared of a run (the `about` of config.json), and nothing else: see `fitting`.
+# What is shared of a run (the `about` of config.json), and nothing else: see `fitting`. Texts that
+# could hold a path or an address do not fit; tools.share looks at sources, command and verdict.
+PUBLIC_SPLIT = SPLIT | {"sha256": "[0-9a-f]{64}"}
 ACCURACIES = ("acc", "acc_stderr", "acc_norm", "acc_norm_stderr", "acc_bytes", "acc_bytes_stderr")
 ABOUT = {
     "step": int,
     "elapsed": float,
-    "commit": str,
+    "commit": r"[0-9a-f]{4,40}(-dirty)?|unknown",
     "command": str,
-    "device": str,
-    "data": {"name": str, "sources": [str], "train": SPLIT, "val": SPLIT},
+    "device": r"[\w .()+-]+",
+    "data": {
+        "name": r"\w[\w.+-]*",
+        "sources": [str],
+        "train": PUBLIC_SPLIT,
+        "val": PUBLIC_SPLIT,
+    },
     "verdict": {"*": object},
     "val": {"bpb": float, "bpb_stride": float, "bytes": int, "context": int, "stride": int},
     "tasks": {"*": {"n": int, "of": int, "chance": float} | dict.fromkeys(ACCURACIES, float)},
     "chosen_on_val": bool,
-    "game": str,
+    "game": "|".join(KNOWN_GAMES),
     "bits": int,
 }
 
@@ -388,8 +398,6 @@ def load_run(name, first="best", device="cpu"):
     model = STLM.from_pretrained(name).to(device)
     checkpoint = {"step": 0, "elapsed": 0.0, "commit": "unknown", "data": {}}
     checkpoint |= fitting(model.about, ABOUT, f"{name}/config.json: about")
-    if checkpoint.get("game") not in KNOWN_GAMES:
-        checkpoint.pop("game", None)
     checkpoint["config"] = dataclasses.asdict(model.cfg)
     checkpoint["config"]["dataset"] = str(checkpoint["data"].get("name") or "")
     checkpoint["config"]["data_dir"] = "data"

@@ -109,10 +109,9 @@ class Clock:
 
     def on_signal(self, number, frame):
         if self.signals and number == signal.SIGINT:
-            is_saved = Path(self.cfg.out_dir, "last.pt").exists()
-            way = (
-                "--resume continues from the newest checkpoint" if is_saved else "nothing is saved"
-            )
+            way = "nothing is saved"
+            if Path(self.cfg.out_dir, "last.pt").exists():
+                way = "--resume continues from the newest checkpoint"
             raise KeyboardInterrupt(f"; {way}")
         self.signals.append(number)
         if self.machine.rank == 0:

@@ -128,6 +128,13 @@ def test_json_that_anybody_wrote_is_read_as_far_as_it_fits(tmp_path, capsys):
     assert said.count("\n") == said.count("left out") == said.count(str(path)) == 4
     assert "step: expected int, got True" in said
 
+    shape = {"commit": "[0-9a-f]+", "device": "[a-z ]+"}
+    path.write_text(json.dumps({"commit": 12, "device": "cpu of /home/ann"}))
+    assert files.read_json(path, shape) == {}
+    assert "commit: expected text like [0-9a-f]+, got 12" in capsys.readouterr().err
+    path.write_text(json.dumps({"commit": "12", "device": "a cpu"}))
+    assert files.read_json(path, shape) == {"commit": "12", "device": "a cpu"}
+
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"3", b"{", b"\xff", b"[" * 10**5, None])
 def test_no_json_object_is_one_line_with_the_files_name(content, tmp_path):

@@ -152,10 +152,6 @@ def print_list(cfg, about, card):
 FIGURE = r"\d[\d.,]*(e[-+]?\d+)?(/\d+)?"  # 1.25, or 1/560 for a game
 
 
-def matches(pattern, value):
-    return re.fullmatch(pattern, str(value)) is not None
-
-
 def about_run(checkpoint, path):
     """What to share of a run beside its weights: the fields of ABOUT, without anything private."""
     found = dict(checkpoint)
@@ -166,21 +162,12 @@ def about_run(checkpoint, path):
     about |= fitting(found, ABOUT, path)
 
     data = about["data"]
-    if not matches(r"\w[\w.+-]*", data.get("name", "")):
-        data.pop("name", None)
     if "sources" in data:
         names = [source_name(source) for source in data["sources"]]
         data["sources"] = [name for name in names if name]
     about["command"] = public_command(about.get("command", ""))
     verdict = about.get("verdict", {})
-    about["verdict"] = {key: value for key, value in verdict.items() if matches(FIGURE, value)}
-    for split in ("train", "val"):
-        if not matches("[0-9a-f]{64}", data.get(split, {}).get("sha256", "")):
-            data.get(split, {}).pop("sha256", None)
-    if not matches(r"[0-9a-f]{4,40}(-dirty)?", about["commit"]):
-        about["commit"] = "unknown"
-    if not matches(r"[\w .()+-]+", about.get("device", "")):
-        about.pop("device", None)
+    about["verdict"] = {k: v for k, v in verdict.items() if re.fullmatch(FIGURE, str(v))}
     # A benchmark of somebody's own may be named after anything.
     tasks = about.get("tasks", {})
     about["tasks"] = {task: tasks[task] for task in BENCHMARKS if task in tasks}
@@ -192,7 +179,7 @@ def about_run(checkpoint, path):
 
 def about_checkpoint(checkpoint, path):
     """Metadata in run.json and eval.json beside a checkpoint, if it is about these weights."""
-    about = {"game": game_of(checkpoint)}
+    about = {"game": game_of(checkpoint) or None}
     run_path = path.with_name("run.json")
     run = read_json(run_path) if run_path.is_file() else {}
     for key in ("command", "device"):
@@ -230,7 +217,7 @@ def source_name(source):
         name = re.split(r"[/\\:]", source)[-1]
         if "." not in name:
             return ""
-    return name if matches(PUBLIC_NAME, name) else ""
+    return name if re.fullmatch(PUBLIC_NAME, name) else ""
 
 
 def public_command(command):
