@@ -1,5 +1,6 @@
 """Files: atomic writes, locks, checkpoints, finding a trained model. And how a command ends."""
 
+import atexit
 import codecs
 import contextlib
 import dataclasses
@@ -489,15 +490,16 @@ def run_command(main, out_of_memory="use a smaller model or a smaller input"):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     try:
-        sys.exit(main())
+        status = main() or 0
     except KeyboardInterrupt as e:
         print(f"{name}: interrupted{e}", file=sys.stderr)
-        sys.exit(130)
+        status = 130
     except EOFError:
-        sys.exit(f"{name}: stopped, because standard input has ended")
+        print(f"{name}: stopped, because standard input has ended", file=sys.stderr)
+        status = 1
     except BrokenPipeError:  # the reader has gone, as in `python sample.py | head`
         silence_stdout()
-        sys.exit(0)
+        status = 0
     except (ValueError, OSError, MemoryError, RuntimeError) as e:
         message = str(e)
         if isinstance(e, (MemoryError, torch.OutOfMemoryError)) or "can't allocate" in message:
@@ -509,4 +511,20 @@ def run_command(main, out_of_memory="use a smaller model or a smaller input"):
         # If all processes fail alike, rank 0 speaks first, and torchrun stops those that wait.
         if os.environ.get("RANK", "0") != "0":
             time.sleep(3)
-        sys.exit(f"{name}: {' '.join(message.split())}")
+        print(f"{name}: {' '.join(message.split())}", file=sys.stderr)
+        status = 1
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        leave(status)
+    sys.exit(status)
+
+
+def leave(status):
+    """End this process now, without the interpreter's clean-up; what was printed is not lost.
+
+    While the interpreter shuts down, a thread of torch.distributed sometimes aborts the process.
+    """
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
+    os._exit(status)

@@ -86,12 +86,12 @@ def test_knobs_that_are_gone_are_left_out():
     "error, status, said",
     [
         (None, 0, ""),
-        (ValueError("n_layer=0 must be at least 1"), "demo.py: n_layer=0 must be at least 1", ""),
-        (OSError("no such file"), "demo.py: no such file", ""),
-        (MemoryError(), "demo.py: out of memory: take less", ""),
-        (RuntimeError("can't allocate memory"), "demo.py: out of memory: take less", ""),
+        (ValueError("n_layer=0 must be at least 1"), 1, "demo.py: n_layer=0 must be at least 1\n"),
+        (OSError("no such file"), 1, "demo.py: no such file\n"),
+        (MemoryError(), 1, "demo.py: out of memory: take less\n"),
+        (RuntimeError("can't allocate memory"), 1, "demo.py: out of memory: take less\n"),
         (KeyboardInterrupt("; all is saved"), 130, "demo.py: interrupted; all is saved\n"),
-        (EOFError(), "demo.py: stopped, because standard input has ended", ""),
+        (EOFError(), 1, "demo.py: stopped, because standard input has ended\n"),
     ],
 )
 def test_how_a_command_ends(error, status, said, monkeypatch, capsys):
@@ -102,7 +102,7 @@ def test_how_a_command_ends(error, status, said, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["/some/where/demo.py"])
     with pytest.raises(SystemExit) as e:
         files.run_command(main, out_of_memory="take less")
-    assert (e.value.code or 0) == status and capsys.readouterr().err == said
+    assert e.value.code == status and capsys.readouterr().err == said
 
 
 def test_a_fault_of_ours_keeps_its_traceback():

@@ -291,7 +291,7 @@ def in_processes(world, folder, args):
     assert json.loads((folder / "run.json").read_text())["processes"] == world
 
 
-def processes_of(commands, port):
+def processes_of(commands, port, **more_env):
     """Start train.py with the arguments of each rank of two -> the (stderr, status) of each."""
     started = []
     for rank, args in enumerate(commands):
@@ -302,6 +302,7 @@ def processes_of(commands, port):
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
             "OMP_NUM_THREADS": "1",
+            **more_env,
         }
         command = [sys.executable, ROOT / "train.py", *args]
         started.append(
@@ -322,7 +323,17 @@ def test_processes_with_other_text_stop_in_one_line(small, data_dir, tmp_path):
     val = (data_dir / "words" / "val.bin").read_bytes()
     write_dataset(tmp_path / "other" / "words", text.replace(b"the", b"eht"), val)
     args = [*small, "--max_steps=2", f"--out_dir={tmp_path / 'run'}"]
-    ended = processes_of([args, [*args, f"--data_dir={tmp_path / 'other'}"]], free_port())
+    # A thread that aborts while the interpreter shuts down must not change the exit status.
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os\n\n\n"
+        "class Aborts:\n    def __del__(self, abort=os.abort):\n        abort()\n\n\n"
+        "aborts = Aborts()\n"
+    )
+    ended = processes_of(
+        [args, [*args, f"--data_dir={tmp_path / 'other'}"]],
+        free_port(),
+        PYTHONPATH=str(tmp_path),
+    )
     sums = [
         json.loads((folder / "words" / "meta.json").read_text())["train"]["sha256"]
         for folder in (data_dir, tmp_path / "other")
