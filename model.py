@@ -10,7 +10,7 @@ separator after it. Cheap local layers run at every byte:
       -> trunk           a causal transformer over patches
       -> gate            every byte takes the vector of the newest finished patch
       -> local decoder
-      -> head            the embedding, transposed
+      -> head            the embedding, transposed, mixed with what the n-gram matches say
 
 How this differs from GPT-2 (nanoGPT's model.py). Each item improved bits per byte or speed:
 - Bytes, not tokens: the vocabulary costs 256 rows and can spell every text.
@@ -21,7 +21,8 @@ How this differs from GPT-2 (nanoGPT's model.py). Each item improved bits per by
   arXiv 2412.09871). All lengths share one table of many narrow rows, because a rare n-gram needs a
   row of its own more than it needs a wide one.
 - n-gram matches (`n_match`): each byte sees which byte came next the last time the same few bytes
-  occurred. It is an induction head for free (arXiv 2401.12973; PAQ's match model).
+  occurred. It is an induction head for free (arXiv 2401.12973; PAQ's match model). With
+  `n_copy` the head may copy that byte (pointer sentinel mixture, arXiv 1609.07843).
 - Canon layers (`canon_reach`): attention and feed-forward also see the few positions before
   (arXiv 2512.17351). They are cheap, and help most if the trunk runs at every byte.
 - Weight tying beyond the embedding: `n_loop` runs the trunk several times with the same weights
@@ -31,7 +32,7 @@ How this differs from GPT-2 (nanoGPT's model.py). Each item improved bits per by
 - Every residual branch ends in a projection that starts at zero.
 
 Shapes: B batch, T or S bytes, P patches, H heads, D head size, V symbols,
-        C width of the trunk, E width of the local layers.
+        C width of the trunk, E width of the local layers, D input of the head (see `hidden`).
 """
 
 import dataclasses
@@ -76,6 +77,8 @@ KNOB_LIMITS = {
     "gram_rows": (1, 2**28),
     "gram_width": (1, 65536),
     "n_match": (0, 16),
+    "match_window": (0, 2**20),
+    "n_copy": (0, 16),
     "canon_reach": (1, 4096),
     "n_loop": (1, 512),
 }
@@ -102,6 +105,8 @@ class ModelConfig:
     gram_rows: int = 32768  # rows of the table that all n-grams share
     gram_width: int = 32  # columns of that table, projected to E
     n_match: int = 0  # n-gram matches: the last 2, 3, 4, 6, ... bytes (gpt2: 1, 2, ... tokens)
+    match_window: int = 0  # how far back matches look when text is read on; 0: block_size
+    n_copy: int = 0  # the head may copy what followed an n-gram's last n_copy places; 0: no copying
     canon_reach: int = 1  # trunk positions that a Canon layer mixes; 1: no Canon layers
     # --- model: weight tying beyond the embedding ---
     n_loop: int = 1  # how often the trunk runs, with the same weights
@@ -141,6 +146,16 @@ class ModelConfig:
         if self.tokenizer == "gpt2":
             return [1 + i for i in range(self.n_match)]
         return [int(2 * 1.5**i) for i in range(self.n_match)]
+
+    @property
+    def match_reach(self):
+        """How many symbols back n-gram matches look. A row of training ends before."""
+        return self.match_window or self.block_size
+
+    @property
+    def n_copied(self):
+        """How many symbols the head may copy from, at each position."""
+        return self.n_copy * self.n_match
 
     @property
     def lookback(self):
@@ -242,11 +257,12 @@ def patch_parts(x, ends, P):
     return rows_at(x, last[:, :P]), sums
 
 
-def matches(seen, lengths, T, window):
+def matches(seen, lengths, T, window, n_places=1):
     """The symbol that followed when the newest n symbols last occurred, for each n in `lengths`.
 
-    seen (B, N) -> (B, T, len(lengths)), for the last T positions. NONE if these n symbols never
-    occurred before, or last did so more than `window` symbols ago.
+    seen (B, N) -> (B, T, n_places * len(lengths)), for the last T positions: first of the newest
+    place of each n, then of the place before it, and so on. NONE if these n symbols did not occur
+    so often before, or did so more than `window` symbols ago.
     """
     longest = max(lengths)
     # Keep T + window keys of each length. The longest are made of `longest` symbols.
@@ -269,21 +285,24 @@ def matches(seen, lengths, T, window):
     # After a stable sort equal keys are neighbours, in the order of the text: the one before an
     # entry is its previous occurrence.
     keys, place = keys.sort(dim=2, stable=True)
-    seen_before = F.pad(keys[..., 1:] == keys[..., :-1], (1, 0))
-    previous = torch.where(seen_before, place.roll(1, dims=2), -1)
-    previous = torch.empty_like(place).scatter(2, place, previous)  # back in the order of the text
-    previous = previous[..., -T:]  # (B, L, T)
+    rank = torch.arange(K, device=seen.device)
+    here = rank[K - T :]
+    found = []
+    for back in range(1, n_places + 1):
+        seen_before = (keys == keys.roll(back, dims=2)) & (rank >= back)
+        previous = torch.where(seen_before, place.roll(back, dims=2), -1)
+        # back in the order of the text
+        previous = torch.empty_like(place).scatter(2, place, previous)[..., -T:]  # (B, L, T)
+        exists = (previous >= 0) & (here - previous <= window)
+        # Key j ends at position j + longest - 1; the next position holds the symbol that followed.
+        after = previous.clamp(min=0) + longest
+        followed = seen.gather(1, after.flatten(1)).view_as(after)
+        found.append(torch.where(exists, followed, NONE))
+    return torch.cat(found, dim=1).transpose(1, 2)
 
-    here = torch.arange(K - T, K, device=seen.device)
-    exists = (previous >= 0) & (here - previous <= window)
-    # Key j ends at position j + longest - 1; the next position holds the symbol that followed.
-    after = previous.clamp(min=0) + longest
-    followed = seen.gather(1, after.flatten(1)).view_as(after)
-    return torch.where(exists, followed, NONE).transpose(1, 2)
 
-
-def newest_matches(seen, lengths, window):
-    """`matches` at the newest position alone: seen (B, N) -> (B, 1, len(lengths)).
+def newest_matches(seen, lengths, window, n_places=1):
+    """`matches` at the newest position alone: seen (B, N) -> (B, 1, n_places * len(lengths)).
 
     Comparing one position with all others is much faster than sorting them.
     """
@@ -303,14 +322,18 @@ def newest_matches(seen, lengths, window):
         if not same.any():
             break
         if n in lengths:
-            after = (same * place[n - 1 :]).amax(dim=1, keepdim=True)
+            after = same * place[n - 1 :]
+            if n_places == 1:
+                after = after.amax(dim=1, keepdim=True)
+            else:
+                after = F.pad(after, (0, n_places)).topk(n_places, dim=1).values
             is_near = (after > 0) & (after > newest - window)
-            found.append(torch.where(is_near, seen.gather(1, after), NONE))
+            found.append(torch.where(is_near, seen.gather(1, after), NONE))  # (B, n_places)
 
-    nothing = seen.new_full((B, 1), NONE)
+    nothing = seen.new_full((B, n_places), NONE)
     while len(found) < len(lengths):
         found.append(nothing)
-    return torch.stack(found, dim=2)
+    return torch.stack(found, dim=2).view(B, 1, -1)
 
 
 def rows_of(state, rows):
@@ -566,6 +589,9 @@ class STLM(nn.Module):
             self.from_grams = nn.Linear(cfg.n_grams * cfg.gram_width, E, bias=False)
         if cfg.n_match > 0:
             self.match = nn.Parameter(torch.empty(cfg.n_match, E))
+        self.copy = None
+        if cfg.n_copied > 0:
+            self.copy = nn.Linear(E, 1 + cfg.n_copied, bias=False)
 
         # local layers
         if self.pooled:
@@ -591,8 +617,9 @@ class STLM(nn.Module):
     def reset_parameters(self, seed):
         """Random initial weights, which depend only on the seed and each tensor's name."""
         for name, p in self.named_parameters():
-            # Residual branches and n-grams start at zero: at first they add nothing.
-            if name.endswith(".out.weight") or name == "grams.weight":
+            # Residual branches and n-grams start at zero: at first they add nothing. The head
+            # starts with the same trust in all matches.
+            if name.endswith(".out.weight") or name in ("grams.weight", "copy.weight"):
                 std = 0.0
             # The embedding, also the head, is so small that the loss starts near 8 bits per byte.
             elif name == "embed.weight":
@@ -642,26 +669,36 @@ class STLM(nn.Module):
     def embedding(self, idx, tail):
         """idx (B, T) -> (B, T, E): each symbol, its n-gram matches and its n-grams.
 
-        tail (B, M >= lookback) holds the symbols before idx, and NONE before the text.
+        Also returns the matches, as `find_matches` does. tail (B, M >= lookback) holds the symbols
+        before idx, and NONE before the text.
         """
         seen = torch.cat((tail, idx), dim=1)
         if self.match is None:
+            found = idx.new_empty(*idx.shape, 0)
             x = self.embed(idx)
         else:
-            x = self.embed_with_matches(idx, seen)
+            found = self.find_matches(seen, idx.size(1))
+            x = self.embed_with_matches(idx, found[..., : self.cfg.n_match])
         if self.grams is not None:
             grams = self.grams(self.gram_indices(seen, idx.size(1)))  # (B, T, n_grams, gram_width)
             x = x + self.from_grams(grams.flatten(2))
         # Not `norm`: this begins the residual stream, which stays in float32.
-        return self.dropout(F.layer_norm(x, (x.size(-1),)))
+        return self.dropout(F.layer_norm(x, (x.size(-1),))), found
 
-    def embed_with_matches(self, idx, seen):
+    def find_matches(self, seen, T):
+        """The n-gram matches of the last T symbols: seen (B, N) -> (B, T, n_places * n_match).
+
+        The first n_match are those of the newest places. n_places = max(1, n_copy).
+        """
+        lengths = self.cfg.match_lengths
+        n_places = max(1, self.cfg.n_copy)
+        if T == 1:
+            return newest_matches(seen, lengths, self.cfg.match_reach, n_places)
+        return matches(seen, lengths, T, self.cfg.match_reach, n_places)
+
+    def embed_with_matches(self, idx, found):
         """embed[symbol] + the sum of match[m] * embed[its match m], over the matches that exist."""
         B, T = idx.shape
-        if T == 1:
-            found = newest_matches(seen, self.cfg.match_lengths, self.cfg.block_size)
-        else:
-            found = matches(seen, self.cfg.match_lengths, T, self.cfg.block_size)
         found = torch.cat((idx[..., None], found), dim=2)  # (B, T, 1 + n_match)
         scale = torch.cat((torch.ones_like(self.match[:1]), self.match))  # (1 + n_match, E)
 
@@ -721,9 +758,29 @@ class STLM(nn.Module):
         """Add to each byte x (B, T, E) the vector of its newest finished patch, through a gate."""
         return x + patch * (1 + self.gate(norm(x)))
 
+    def with_matches(self, x, found):
+        """The input of the head (B, T, D): x (B, T, E) and, if they are copied, the matches."""
+        if self.copy is None:
+            return x
+        return torch.cat((x, found.to(self.embed.weight.dtype)), dim=2)
+
     def head(self, x):
-        """(..., E) -> logits (..., V): the embedding, transposed."""
-        return F.linear(x, self.embed.weight).float()
+        """(..., D) -> logits (..., V): the embedding, transposed.
+
+        With `n_copy` they are the log of a mixture (arXiv 1609.07843): x also decides how
+        much to believe the model's own prediction, and how much each match.
+        """
+        if self.copy is None:
+            return F.linear(x, self.embed.weight).float()
+        x, found = x.split((self.embed.embedding_dim, self.cfg.n_copied), dim=-1)
+        p = F.linear(x, self.embed.weight).float().softmax(dim=-1)
+        # At first each match has e^-3 times the share of the model's own prediction.
+        own, copied = self.copy(x).float().split((1, self.cfg.n_copied), dim=-1)
+        copied = torch.where(found == NONE, -torch.inf, copied - 3)
+        share = torch.cat((own, copied), dim=-1).softmax(dim=-1)  # (..., 1 + n_copied)
+        p = share[..., :1] * p
+        p = p.scatter_add(-1, found.clamp(min=0).long(), share[..., 1:])
+        return (p + 1e-20).log()
 
     # --- training: T bytes and P patches, whatever the text ---
 
@@ -736,7 +793,7 @@ class STLM(nn.Module):
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
     def hidden(self, idx, return_patches=False):
-        """idx (B, T) -> (B, T, E), the input of the head.
+        """idx (B, T) -> (B, T, D), the input of the head; D = E + n_copied.
 
         Patches after the first P are dropped; their bytes use the last patch kept, and still count
         in the loss. With `return_patches` it also returns the trunk's input and output, (B, P, C)
@@ -745,9 +802,10 @@ class STLM(nn.Module):
         T = idx.size(1)
         P = self.cfg.n_patches
         no_text = idx.new_full((len(idx), self.cfg.lookback), NONE)
-        x = self.embedding(idx, no_text)
+        x, found = self.embedding(idx, no_text)
         if not self.pooled:
-            return self.trunk(x, torch.arange(T, device=idx.device))
+            x = self.trunk(x, torch.arange(T, device=idx.device))
+            return self.with_matches(x, found)
 
         # bytes to patches
         x = self.local(self.encoder, x)
@@ -765,7 +823,7 @@ class STLM(nn.Module):
         # patches to bytes
         newest = (ends.cumsum(dim=1) - 1).clamp(max=P - 1)  # (B, T) newest finished patch
         x = self.mix(x, rows_at(self.unpool(z), newest))
-        x = norm(self.local(self.decoder, x))
+        x = self.with_matches(norm(self.local(self.decoder, x)), found)
         if return_patches:
             return x, (pooled, z, newest[:, -1] + 1)
         return x
@@ -808,9 +866,9 @@ class STLM(nn.Module):
 
     @torch.no_grad()
     def read(self, idx, state, last=False):
-        """Read the next symbols of each text: idx (B, S >= 1) -> (B, S, E), and the new state.
+        """Read the next symbols of each text: idx (B, S >= 1) -> (B, S, D), and the new state.
 
-        With `last` only the last symbol's vector is returned, (B, 1, E). `head` gives the logits.
+        With `last` only the last symbol's vector is returned, (B, 1, D). `head` gives the logits.
         """
         # In parts: the attention mask grows with the square of a part's length.
         outputs = []
@@ -826,13 +884,14 @@ class STLM(nn.Module):
         """`read` for a single part, of at most block_size symbols."""
         cfg = self.cfg
         tail = state["tail"]
-        x = self.embedding(idx, tail)
+        x, found = self.embedding(idx, tail)
         ends, since = self.patch_ends(idx, tail[:, -1], state["since"])
         n_ended = ends.cumsum(dim=1)  # (B, S) patches of this part that have ended so far
-        tail = torch.cat((tail, idx), dim=1)[:, -cfg.block_size - cfg.lookback :]
+        tail = torch.cat((tail, idx), dim=1)[:, -cfg.match_reach - cfg.lookback :]
         state = state | {"tail": tail, "since": since}
         if not self.pooled:
-            return self.read_patches(x, n_ended[:, -1], state)
+            x, state = self.read_patches(x, n_ended[:, -1], state)
+            return self.with_matches(x, found), state
 
         # bytes to patches; the first patch began in an earlier part
         encoder_past = Past(state["local"][: cfg.n_local_enc])
@@ -856,7 +915,7 @@ class STLM(nn.Module):
             "patch": patch[:, -1:],
             "local": encoder_past.after + decoder_past.after,
         }
-        return x, state
+        return self.with_matches(x, found), state
 
     def read_patches(self, z, count, state):
         """The trunk over new patches: z (B, P, C), of which count (B,) in each row are real."""
@@ -1053,7 +1112,7 @@ class STLM(nn.Module):
             raise ValueError(f"bits={bits} must be 32, 16, 8 or 4")
         tensors = {}
         for key, w in self.saved_tensors():
-            is_small = "canon" in key or key == "match" or w.dim() != 2
+            is_small = "canon" in key or key in ("match", "copy.weight") or w.dim() != 2
             if not w.is_floating_point():
                 tensors[key] = w
             elif bits == 32:
@@ -1142,7 +1201,7 @@ def replace_together(folder, new, names):
 KNOBS = [field.name for field in dataclasses.fields(ModelConfig)]
 # Knobs that were added after models were first shared, with the values that mean "as before". Only
 # these may be missing from a config.json. Whoever adds a knob to ModelConfig adds it here as well.
-ADDED_KNOBS = {}
+ADDED_KNOBS = {"match_window": 0, "n_copy": 0}
 COPY_AGAIN = "copy or download the model again"
 OTHER_CODE = (
     "the model is damaged or was saved by other code: copy it again, or use the model.py of its "

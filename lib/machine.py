@@ -198,7 +198,7 @@ def keep_freed_memory():
 
 
 PARTS = {
-    "embeddings": ("embed.", "match"),
+    "embeddings": ("embed.", "match", "copy."),
     "n-gram tables": ("grams.", "from_grams."),
     "local encoder": ("encoder.", "pool."),
     "trunk": ("blocks.",),

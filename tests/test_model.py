@@ -61,7 +61,7 @@ def tiny(pooling="space", seed=0, **knobs):
         "n_local_embd": 24,
         "n_loop": 2,
     }
-    sizes |= {"canon_reach": 3, "n_match": 2}
+    sizes |= {"canon_reach": 3, "n_match": 2, "n_copy": 2}
     model = STLM(ModelConfig(pooling=pooling, **(sizes | {"gram_rows": 64} | knobs))).eval()
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.2)
@@ -142,7 +142,7 @@ def test_patches_of_a_prefix_are_a_prefix_of_the_patches(raw, max_patch):
 
 def test_uniform_output_scores_eight_bits(pooling):
     """Law 3: a model that knows nothing pays exactly log 256 for each byte, without exception."""
-    model = tiny(pooling)
+    model = tiny(pooling, n_copy=0)
     idx = text(300, rows=2)
     model.embed.weight.data.zero_()
     assert torch.allclose(model.nats(idx[:, :-1], idx[:, 1:]) / math.log(2), torch.tensor(8.0))
@@ -154,8 +154,9 @@ def test_uniform_output_scores_eight_bits(pooling):
     st.sets(st.integers(1, 5), min_size=1).map(sorted),
     st.integers(1, 40),
     st.integers(0, 60),
+    st.integers(1, 4),
 )
-def test_a_match_is_what_followed_the_same_symbols_last_time(raw, lengths, window, earlier):
+def test_a_match_is_what_followed_the_same_symbols(raw, lengths, window, earlier, n_places):
     """Compare n-gram matches with a search in plain strings.
 
     A state remembers the first `earlier` symbols.
@@ -163,16 +164,60 @@ def test_a_match_is_what_followed_the_same_symbols_last_time(raw, lengths, windo
     seen = torch.tensor([[NONE] * (window + max(lengths) - 1) + [ord(c) for c in raw]])
     T = max(1, len(raw) - earlier)
 
-    def expected(t, n):
+    def expected(t, back, n):
         here = raw[t + 1 - n : t + 1] if t + 1 >= n else ""
         places = [
             p for p in range(max(n - 1, t - window), t) if here and raw[p + 1 - n : p + 1] == here
         ]
-        return ord(raw[places[-1] + 1]) if places else NONE
+        return ord(raw[places[-back] + 1]) if len(places) >= back else NONE
 
-    rows = [[expected(t, n) for n in lengths] for t in range(len(raw) - T, len(raw))]
-    assert matches(seen, lengths, T, window)[0].tolist() == rows
-    assert newest_matches(seen, lengths, window)[0].tolist() == rows[-1:]
+    rows = []
+    for t in range(len(raw) - T, len(raw)):
+        backs = range(1, n_places + 1)
+        rows.append([expected(t, back, n) for back in backs for n in lengths])
+    assert matches(seen, lengths, T, window, n_places)[0].tolist() == rows
+    assert newest_matches(seen, lengths, window, n_places)[0].tolist() == rows[-1:]
+
+
+@torch.no_grad()
+def test_the_head_copies_what_the_matches_say(pooling):
+    """The mixture as a plain loop: p = (p_model + the odds of each match) / (1 + their sum)."""
+    model = tiny(pooling)
+    idx = text(60)
+    x = read(model, idx)[0].double()
+    model.double()
+    n_found = 0
+    for features in x:
+        *vector, a, b, c, d = features.tolist()
+        vector = torch.tensor(vector, dtype=torch.double)
+        p = (model.embed.weight @ vector).softmax(0)
+        own, *gates = (model.copy.weight @ vector).tolist()
+        total = 1.0
+        for symbol, gate in zip((a, b, c, d), gates, strict=True):
+            if symbol != NONE:
+                odds = math.exp(gate - own - 3)
+                p[int(symbol)] += odds
+                total += odds
+                n_found += 1
+        # the head itself computes in float32
+        assert torch.allclose(model.head(features).double().exp(), p / total, atol=1e-5)
+    assert n_found > 20
+
+
+@torch.no_grad()
+def test_matches_look_as_far_back_as_match_window(pooling):
+    """A match beyond the context is found if match_window reaches it, also byte by byte."""
+    idx = torch.tensor([[*b"kqz!", *b"abcdefghijlmnoprstuvwxy" * 5, *b" kqz"]])
+    for window, said in ((0, NONE), (119, NONE), (120, ord("!")), (1000, ord("!"))):
+        model = tiny(pooling, match_window=window)
+        assert model.cfg.block_size == 48
+        x, state = model.read(idx, model.start(1))
+        assert x[0, -1, -3] == said  # the newest place of three symbols
+        state = model.start(1)
+        for t in range(idx.size(1)):
+            step, state = model.read(idx[:, t : t + 1], state)
+            assert torch.equal(step[0, 0, -4:], x[0, t, -4:])
+            assert (model.head(step[:, 0]) - model.head(x[:, t])).abs().max() < 1e-4
 
 
 @settings(max_examples=40, deadline=None)
@@ -397,9 +442,9 @@ def test_embedding_is_the_head(pooling, tmp_path):
             name for name, p in other.named_parameters() if p.shape == other.embed.weight.shape
         ]
         assert names == ["embed.weight"]
-        x = torch.randn(1, 1, other.embed.weight.size(1))
+        x = read(other, text(9))
         before = other.head(x)
-        other.embed.weight.data[65] += 1
+        other.embed.weight.data[65] *= 3
         assert not torch.allclose(other.head(x)[..., 65], before[..., 65])
     torch.save(model.state_dict(), tmp_path / "w.pt")
     again = tiny(pooling, seed=1)
