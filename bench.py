@@ -50,7 +50,14 @@ from tqdm import tqdm
 from config import ROOT, SEED, Config, build, check_limits, load_file, parse
 from lib.benchmarks import BENCHMARKS, local_items
 from lib.commit import commit
-from lib.data import Data, bits_per_byte, continuation_start, encode, symbols_at_once
+from lib.data import (
+    Data,
+    bits_per_byte,
+    continuation_start,
+    encode,
+    streamed_bits_per_byte,
+    symbols_at_once,
+)
 from lib.files import (
     first_line,
     game_of,
@@ -66,6 +73,8 @@ from lib.machine import Machine, flops_per_symbol, parameter_table, pick_device
 from lib.optim import make_optimizers
 from model import PAD, STLM, NotFinite, rows_of, sample
 from train import compile_and_wrap, train_step
+
+SHORTER_WINDOWS = (64, 256)  # nanoGPT's contexts on Shakespeare
 
 
 @dataclass
@@ -89,7 +98,7 @@ class BenchConfig:
     data: str = ""  # folder with TASK.jsonl files; empty: the Hub, through `datasets`
     data_dir: str = ""  # folder of the prepared datasets; empty: the run's
     limit: int = 0  # score this many random items of each benchmark; 0: all
-    stride: int = 0  # bpb_stride: symbols that each window scores; 0: half of the context
+    stride: int = 0  # also score overlapping windows, this many symbols of each; 0: do not
 
     def __post_init__(self):
         positive = (0, math.inf)
@@ -373,7 +382,7 @@ def run_eval(options):
         if options.text:
             data = Data.of_text(model.cfg, read_utf8(options.text, "text"))
             texts = result.setdefault("texts", {})
-            texts[text_name] = bits_two_ways(model, data, options) | how
+            texts[text_name] = bits_of(model, data, options) | how
         for task in tasks:
             try:
                 if task == "val":
@@ -423,7 +432,7 @@ def earlier_result(path, weights_path, checkpoint):
     for key in ("step", "elapsed", "commit"):
         result[key] = checkpoint[key]
     if path.is_file():
-        found = {"context": int, "stride": int, "bpb": float, "bytes": int, "bpb_stride": float}
+        found = {"context": int, "stride": int, "bpb": float, "bytes": int, "bpb_stream": float}
         scores = {"*": {"acc": float, "n": int, "of": int, "chance": float, "*": object}}
         shape = {"tasks": scores, "texts": {"*": found | {"*": object}}, "*": object}
         old = read_json(path, shape | {"val": found | {"*": object}})
@@ -435,7 +444,7 @@ def earlier_result(path, weights_path, checkpoint):
 def val_result(model, checkpoint, path, options, machine):
     """The bits per byte of the run's val, for these weights and for its other checkpoint."""
     data = val_of(checkpoint, options.data_dir)
-    found = bits_two_ways(model, data, options)
+    found = bits_of(model, data, options)
     other_path = path.with_name("last.pt" if path.name == "best.pt" else "best.pt")
     if path.suffix == ".pt" and other_path.is_file():
         other, other_checkpoint = load_model(other_path, machine.device)
@@ -460,24 +469,37 @@ def val_of(checkpoint, data_dir):
     return data
 
 
-def bits_two_ways(model, data, options):
-    """bpb in windows side by side, as in training, and bpb_stride in overlapping windows."""
+def bits_of(model, data, options):
+    """Bits per byte of a split, with more and with less context.
+
+    bpb: in windows side by side, as in training. bpb_64, bpb_256: in shorter windows, to be
+    compared with models of that context. bpb_stream: in one pass, with the state carried along.
+    bpb_documents: the same, with a new state for each document. bpb_stride (--stride): in
+    overlapping windows.
+    """
     n_symbols = len(data.symbols)
     if n_symbols == 0:
         raise ValueError("expected at least 1 byte to score, got 0: choose another text")
     T = model.cfg.block_size
-    stride = min(options.stride or max(1, T // 2), T)
+    stride = min(options.stride, T)
+    shorter = [n for n in SHORTER_WINDOWS if n < T]
+    has_documents = bool((data.symbols[:-1] == model.eot).any())
+    passes = 2 + len(shorter) + has_documents + (stride > 0)
     style = {"desc": "bits", "unit": " symbols", "unit_scale": True, "disable": None}
-    with tqdm(total=2 * n_symbols, **style) as bar:
+    with tqdm(total=passes * n_symbols, **style) as bar:
         plain = bits_per_byte(model, data, T, on_progress=bar.update)
-        overlapping = bits_per_byte(model, data, T, stride=stride, on_progress=bar.update)
-    return {
-        "context": T,
-        "stride": stride,
-        "bpb": plain["bpb"],
-        "bytes": plain["bytes"],
-        "bpb_stride": overlapping["bpb"],
-    }
+        found = {"context": T, "bpb": plain["bpb"], "bytes": plain["bytes"]}
+        for n in shorter:
+            found[f"bpb_{n}"] = bits_per_byte(model, data, n, on_progress=bar.update)["bpb"]
+        found["bpb_stream"] = streamed_bits_per_byte(model, data, on_progress=bar.update)
+        if has_documents:
+            found["bpb_documents"] = streamed_bits_per_byte(
+                model, data, by_document=True, on_progress=bar.update
+            )
+        if stride > 0:
+            overlapping = bits_per_byte(model, data, T, stride=stride, on_progress=bar.update)
+            found |= {"stride": stride, "bpb_stride": overlapping["bpb"]}
+    return found
 
 
 class Unreachable(ValueError):
@@ -732,10 +754,17 @@ def percent(found, metric):
 
 
 def bits_line(name, found):
-    return (
-        f"{name}: {found['bpb']:.4f} bpb in windows of {found['context']}, "
-        f"{found['bpb_stride']:.4f} with a stride of {found['stride']}; {found['bytes']:,} bytes"
-    )
+    """All figures of `bits_of` in one line."""
+    parts = [f"{found['bpb']:.4f} bpb in windows of {found['context']}"]
+    for n in SHORTER_WINDOWS:
+        if f"bpb_{n}" in found:
+            parts.append(f"{found[f'bpb_{n}']:.4f} of {n}")
+    parts.append(f"{found['bpb_stream']:.4f} in one pass")
+    if "bpb_documents" in found:
+        parts.append(f"{found['bpb_documents']:.4f} document by document")
+    if "stride" in found:
+        parts.append(f"{found['bpb_stride']:.4f} with a stride of {found['stride']}")
+    return f"{name}: {', '.join(parts)}; {found['bytes']:,} bytes"
 
 
 if __name__ == "__main__":

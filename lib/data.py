@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from lib.files import read_json
 from model import EOT, GPT2_VOCAB, NotFinite
@@ -332,3 +333,37 @@ def bits_per_byte(model, data, T, limit=0, stride=0, machine=None, on_progress=l
         "overflow": n_overflow / max(1, n_windows),
         "bytes_per_patch": n_bytes / max(1, n_patches),
     }
+
+
+@torch.no_grad()
+def streamed_bits_per_byte(model, data, by_document=False, on_progress=lambda n: None):
+    """Bits per byte of a split that is read once from its beginning to its end. EOT is left out.
+
+    The state is carried along: each byte is predicted from the trunk's last P patches and from
+    matches up to `match_window` symbols back. `by_document` begins each document with a new state.
+    """
+    device = model.embed.weight.device
+    lengths = torch.from_numpy(data.lengths).to(device)
+    symbols = torch.from_numpy(data.symbols.astype(np.int64))
+    ends = [len(symbols)]
+    if by_document:
+        ends = [*((symbols == model.eot).nonzero()[:, 0] + 1).tolist(), len(symbols)]
+    nats = 0.0
+    n_bytes = 0
+    start = 0
+    for end in ends:
+        state = model.start(1)
+        before = torch.tensor([model.eot])
+        for y in symbols[start:end].split(model.cfg.block_size):
+            x = torch.cat((before, y[:-1])).to(device)
+            hidden, state = model.read(x[None], state)
+            y_bytes = lengths[y.to(device)]
+            y_nats = F.cross_entropy(model.head(hidden[0]), y.to(device), reduction="none")
+            nats += (y_nats * (y_bytes > 0)).cpu().double().sum().item()
+            n_bytes += y_bytes.sum().item()
+            before = y[-1:]
+            on_progress(len(y))
+        start = end
+    if not math.isfinite(nats):
+        raise NotFinite("bits per byte")
+    return nats / math.log(2) / max(1, n_bytes)

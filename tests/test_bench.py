@@ -411,7 +411,12 @@ def test_eval_writes_what_it_prints_and_keeps_other_figures(at_home, capsys):
     assert first["tasks"]["mine"]["n"] == first["tasks"]["mine"]["of"]
     verdict = json.loads(Path("out/run/run.json").read_text())["verdict"]
     assert f"{first['val']['bpb']:.4f}" == verdict["val_bpb"], "training printed another figure"
-    assert first["val"]["bpb_stride"] < first["val"]["bpb"], "more context must help"
+    val = first["val"]
+    assert val["bpb_stream"] < val["bpb"], "more context must help"
+    assert "bpb_stride" not in val
+    stride = json.loads(call(capsys, "eval", "--tasks=val", "--stride=8", "--json").out)["val"]
+    assert stride["stride"] == 8 and stride["bpb_stride"] < val["bpb"], "more context must help"
+    assert {key: stride[key] for key in val} == val
     printed = call(capsys, "eval", "--out_dir=out/run", "--text=a.txt").out
     both = json.loads(Path("out/run/eval.json").read_text())
     assert both["tasks"] == first["tasks"] and f"{both['texts']['a.txt']['bpb']:.4f}" in printed

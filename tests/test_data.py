@@ -22,6 +22,7 @@ from lib.data import (
     encode,
     newest_dataset,
     read_meta,
+    streamed_bits_per_byte,
     symbol_lengths,
 )
 from model import STLM, ModelConfig, NotFinite
@@ -106,6 +107,28 @@ def test_bits_per_byte_is_the_sum_over_every_byte_of_the_file(pooling):
     assert result["nats"] == pytest.approx(total, abs=1e-4)
     assert result["bytes"] == len(symbols) - 2
     assert result["bpb"] == pytest.approx(total / math.log(2) / (len(symbols) - 2), rel=1e-5)
+
+
+@pytest.mark.parametrize("by_document", [False, True])
+@torch.no_grad()
+def test_one_pass_scores_each_byte_with_all_before_it(by_document):
+    """streamed_bits_per_byte, compared with a read of each byte's whole past at once."""
+    torch.manual_seed(0)
+    knobs = {"block_size": 16, "n_match": 2, "n_copy": 1, "match_window": 40, "n_layer": 1}
+    model = STLM(ModelConfig(**knobs, n_head=1, n_embd=16, n_local_embd=16)).eval()
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    documents = [b"the cat sat on the mat and the cat ran", b"", b"on the mat a cat sat, and ran"]
+    symbols = np.frombuffer(b"\xff".join(documents), dtype=np.uint8)
+    total = 0.0
+    texts = [[*d] for d in documents] if by_document else [symbols.tolist()]
+    for text in texts:
+        x = torch.tensor([[255, *text]])
+        log_p = model.head(model.read(x[:, :-1] if text else x, model.start(1))[0]).log_softmax(2)
+        total -= sum(log_p[0, t, s].item() for t, s in enumerate(text) if s != 255)
+    found = streamed_bits_per_byte(model, make_data(symbols), by_document)
+    n_bytes = sum(len(d) for d in documents)
+    assert found == pytest.approx(total / math.log(2) / n_bytes, rel=1e-5)
 
 
 def test_uniform_model_scores_eight_bits():
