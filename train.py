@@ -80,7 +80,7 @@ PROCESS_KNOBS = {"out_dir", "resume", "overwrite", "wandb"}
 MAY_DIFFER = {"data_dir", "out_dir", "device", "compile", "micro_batch", "wandb"}
 # Knobs that must be equal for weights to fit the model.
 SHAPE_KNOBS = {field.name for field in dataclasses.fields(ModelConfig)}
-SHAPE_KNOBS -= {"block_size", "max_patches"}
+SHAPE_KNOBS -= {"block_size", "max_patches", "match_window"}
 
 
 def main(argv=None):
@@ -260,7 +260,7 @@ def train(cfg, argv):
             is_due = is_over or every(cfg.eval_interval, step)
 
             # log
-            if is_due or step == 1 or every(cfg.log_interval, step):
+            if is_due or step in (1, 10) or every(cfg.log_interval, step):
                 figures = mean_over_processes(loss, objective, source, machine)
                 loss = figures.pop("loss")
                 norm = norm.item()
@@ -284,6 +284,8 @@ def train(cfg, argv):
                 stays = is_due or step == 1 or not sys.stdout.isatty()
                 line = train_line(step, values, clock.seconds_left(step))
                 log.say(line, end="\n" if stays else "   \r")
+                if step == 10 and cfg.max_steps > 10:
+                    log.say(how_long(cfg.max_steps, clock))
                 logged_step = step
                 logged_elapsed = clock.elapsed
 
@@ -845,6 +847,16 @@ def train_line(step, values, seconds_left):
     line = " | ".join(parts)
     if step == 1 and seconds_left > 86400:
         line += " at this speed; --max_seconds=3600 trains for an hour"
+    return line
+
+
+def how_long(max_steps, clock):
+    """A line that says how long a run of max_steps will take, after ten of them."""
+    seconds_per_step = (clock.elapsed - clock.compile_seconds) / 10
+    total = clock.compile_seconds + max_steps * seconds_per_step
+    line = f"{max_steps:,} steps take about {duration(total)} on this machine"
+    if total > 300:
+        line += f"; --max_steps={max(1, round(180 / seconds_per_step))} takes 3 minutes"
     return line
 
 

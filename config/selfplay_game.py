@@ -21,7 +21,10 @@ max_seconds = 600
 block_size = 108
 max_patches = 44
 n_match = 0
+n_copy = 0
 # training
+muon_lr = 0.02
+adam_lr = 0.005
 decay = 0.9
 eval_interval = 100
 log_interval = 20

@@ -10,6 +10,7 @@ the same time on next-byte training.
 from config.demo import *
 
 objective = "spin"
+max_steps = 0
 max_seconds = 300
 # a row: 64 bytes to continue, 193 to write
 block_size = 256

@@ -15,7 +15,7 @@ cd "$(dirname "$0")/.."
 python=${PYTHON:-.venv/bin/python}
 on=${ON:-shakespeare}
 case $on in
-  shakespeare) config=shakespeare_800k teacher_config=shakespeare_1m length= larger= ;;
+  shakespeare) config=shakespeare_800k_256 teacher_config=shakespeare_1m length= larger= ;;
   textbooks_3m) config=textbooks_3m teacher_config=textbooks_10m length=--max_seconds=300 larger= ;;
   textbooks_repeat) config=textbooks_repeat teacher_config=textbooks_repeat length=
     larger="--n_layer=4 --n_head=3 --n_embd=192 --n_local_embd=128 --dropout=0.1 --max_steps=1953" ;;

@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 python=${PYTHON:-.venv/bin/python}
 out=results/shakespeare
 for seed in ${SEEDS:-1 2 3}; do
-  for config in ${CONFIGS:-shakespeare_40k shakespeare_80k shakespeare_plain_80k shakespeare_800k shakespeare_plain_800k shakespeare_1m}; do
+  for config in ${CONFIGS:-shakespeare_40k shakespeare_80k shakespeare_80k_256 shakespeare_plain_80k shakespeare_800k shakespeare_800k_256 shakespeare_plain_800k shakespeare_1m}; do
     run=$config-seed$seed
     $python train.py config/$config.py --seed="$seed" --out_dir=out/$run --overwrite | tail -n 1
     mkdir -p $out/$run

@@ -1,15 +1,18 @@
 """Config files and command lines: a message names each mistake, its file and the closest name."""
 
+import dataclasses
+import json
 import os
 import re
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import pytest
 
 from bench import BenchConfig
-from config import knob_comments, list_knobs, parse
+from config import knob_comments, list_knobs, load_file, parse
 from prepare import PrepareConfig
 from sample import SampleConfig
 from tools.share import ShareConfig
@@ -298,3 +301,29 @@ def test_a_lead_names_only_knobs_that_are_there():
 )
 def test_compile_takes_yes_and_no(word, choice):
     assert read(f"--compile={word}").compile == choice
+
+
+def test_every_config_is_what_it_was():
+    """A change to one config also changes those that import it. This shows which.
+
+    `RENEW=1 pytest tests/test_config.py` accepts the changes.
+    """
+    found = {}
+    for path in sorted([*Path("config").glob("[a-z]*.py"), *Path("config/races").glob("*.py")]):
+        found[path.stem] = load_file(Config, str(path))[0]
+    stored = Path(__file__).with_name("configs.json")
+    if os.environ.get("RENEW"):
+        lines = [f"{json.dumps(name)}: {json.dumps(found[name])}" for name in found]
+        stored.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+    before = json.loads(stored.read_text())
+    defaults = {field.name: field.default for field in dataclasses.fields(Config)}
+    changes = []
+    for name in found | before:
+        old = before.get(name, {})
+        new = found.get(name, {})
+        for key in old | new:
+            a = old.get(key, defaults.get(key))
+            b = new.get(key, defaults.get(key))
+            if a != b:
+                changes.append(f"{name}: {key} {a} -> {b}")
+    assert not changes, "\n".join(changes)

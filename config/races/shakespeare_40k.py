@@ -7,4 +7,4 @@ from config.shakespeare_80k import *
 
 n_embd = 16
 n_local_embd = 32
-gram_rows = 368
+gram_rows = 366

@@ -5,7 +5,7 @@ here. Attention at every byte sees more, but costs more. In the same time the mo
 many bytes, too few to overfit, so it needs no dropout and no weight decay.
 """
 
-from config.shakespeare_800k import *
+from config.shakespeare_800k_256 import *
 
 pooling = "none"
 max_patches = 0

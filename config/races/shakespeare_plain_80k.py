@@ -3,7 +3,7 @@
 Two layers, 48 wide, run twice, with Canon layers and a small table of hashed n-grams.
 """
 
-from config.shakespeare_80k import *
+from config.shakespeare_80k_256 import *
 
 pooling = "none"
 max_patches = 0

@@ -1,0 +1,13 @@
+"""Tiny Shakespeare in 110 seconds, 0.80M parameters, at nanoGPT's context of 256 bytes.
+
+shakespeare_800k without what its long context brings: no copying, and the learning rates of batches
+of many short rows. For comparisons at equal context; the objectives are compared with this config.
+"""
+
+from config.shakespeare_800k import *
+
+block_size = 256
+max_patches = 60
+n_copy = 0
+muon_lr = 0.02
+adam_lr = 0.005
