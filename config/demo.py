@@ -9,7 +9,7 @@ The length is in steps, so that everybody gets the same model. They take 3 minut
 cores; a line at step 10 says how long they take elsewhere.
 """
 
-max_steps = 1400
+max_steps = 1700
 # model
 block_size = 4096
 max_patches = 1024
