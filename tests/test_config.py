@@ -87,7 +87,7 @@ def test_a_file_builds_on_another(tmp_path):
             ["pooling='spaces'", "'none'", "'fixed'", "did you mean 'space'"],
         ),
         (["--n_head=5"], ["n_embd", "n_head", "multiple"]),
-        (["--max_steps=5"], ["max_steps=5", "max_seconds=180"]),
+        (["--max_seconds=5"], ["max_steps=1700", "max_seconds=5"]),
         (["--dropout=1.5"], ["dropout=1.5"]),
         (["--warmup=0.8"], ["warmup=0.8", "decay"]),
         (["--resume", "--overwrite"], ["resume", "overwrite"]),

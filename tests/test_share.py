@@ -319,6 +319,19 @@ def test_the_models_in_the_clone_write_text(tmp_path):
     assert done.stdout == same.stdout and done.stdout.startswith("ROMEO:")
 
 
+@torch.no_grad()
+def test_a_model_of_before_there_was_copying_writes_what_it_wrote(capsys):
+    """The 8-bit shakespeare_80k that commit 1254c3f published, compared with that commit's code."""
+    model = STLM.from_pretrained(ROOT / "tests/files/shakespeare_80k_1254c3f")
+    assert model.copy is None and model.cfg.match_reach == 256
+    made = bytes(model.generate("ROMEO:", 60, temperature=0))
+    assert made == b"\nI will not say the strong of the strong of the\nstars and th"
+    x = torch.tensor([[255, *b"First Citizen: We are accounted poor citizens"]])
+    nats = model.nats(x[:, :-1], x[:, 1:]).mean().item()
+    assert nats == pytest.approx(1.5564229, abs=1e-5)
+    assert "no sha256" in capsys.readouterr().err
+
+
 # --- the Hub --------------------------------------------------------------------------------------
 
 
