@@ -21,6 +21,7 @@ n_grams = 4
 gram_rows = 18000
 gram_width = 16
 n_match = 6
+match_window = 16384
 n_copy = 4
 # training
 batch_bytes = 8192

@@ -21,6 +21,7 @@ max_seconds = 600
 block_size = 108
 max_patches = 44
 n_match = 0
+match_window = 0
 n_copy = 0
 # training
 muon_lr = 0.02

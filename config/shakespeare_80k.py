@@ -25,6 +25,7 @@ n_grams = 2
 gram_rows = 800
 gram_width = 16
 n_match = 6
+match_window = 16384
 n_copy = 2
 # training
 batch_bytes = 4096

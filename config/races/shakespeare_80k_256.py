@@ -8,6 +8,7 @@ from config.shakespeare_80k import *
 
 block_size = 256
 max_patches = 60
+match_window = 0
 n_copy = 0
 muon_lr = 0.02
 adam_lr = 0.005
