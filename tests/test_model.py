@@ -565,7 +565,10 @@ for shipped in SHIPPED:
 
 @pytest.mark.parametrize("path", ALL)
 def test_shipped_configs(path):
-    """Law 8: parameter counts match the names, and byte models start at 8.0 +- 0.3 bpb."""
+    """Law 8: parameter counts match the names, and byte models start at 8.0 +- 0.3 bpb.
+
+    That is the model's own prediction. What it copies is often right from the start.
+    """
     cfg = build(Config, load_file(Config, path)[0])
     with torch.device("meta"):
         total = parameter_table(STLM(cfg))["total"]
@@ -574,18 +577,23 @@ def test_shipped_configs(path):
         assert total <= MOST[path.stem]
     elif size and path.stem != "gpt2_124m":
         most = float(size[1]) * {"k": 1e3, "m": 1e6}[size[2]]
-        assert total <= most
+        # the head's rows for copying, at most 1%, came on top
+        assert total <= 1.01 * most if cfg.n_copy else total <= most
         if not path.stem.startswith(("shakespeare", "textbooks")):
             assert total >= 0.98 * most
     if cfg.tokenizer == "bytes":
-        torch.manual_seed(0)
-        model = STLM(cfg)
         idx = text(cfg.block_size + 1)
         english = (
             b"It was the best of times, it was the worst of times, it was the age of wisdom. " * 40
         )
         idx[0, : cfg.block_size // 2] = torch.tensor(list(english[: cfg.block_size // 2]))
-        assert abs(model(idx[:, :-1], idx[:, 1:]).item() / math.log(2) - 8.0) < 0.3
+        losses = []
+        for n_copy in (0, cfg.n_copy):
+            torch.manual_seed(0)
+            model = STLM(dataclasses.replace(cfg, n_copy=n_copy))
+            losses.append(model(idx[:, :-1], idx[:, 1:]).item() / math.log(2))
+        assert abs(losses[0] - 8.0) < 0.3
+        assert losses[1] <= losses[0]
 
 
 def test_one_batch_can_be_learnt_by_heart(pooling):
