@@ -774,12 +774,12 @@ class STLM(nn.Module):
             return F.linear(x, self.embed.weight).float()
         x, found = x.split((self.embed.embedding_dim, self.cfg.n_copied), dim=-1)
         p = F.linear(x, self.embed.weight).float().softmax(dim=-1)
-        # At first each match has e^-3 times the share of the model's own prediction.
+        # The odds of each match against the model's own prediction, at first e^-3. The limit keeps
+        # exp finite.
         own, copied = self.copy(x).float().split((1, self.cfg.n_copied), dim=-1)
-        copied = torch.where(found == NONE, -torch.inf, copied - 3)
-        share = torch.cat((own, copied), dim=-1).softmax(dim=-1)  # (..., 1 + n_copied)
-        p = share[..., :1] * p
-        p = p.scatter_add(-1, found.clamp(min=0).long(), share[..., 1:])
+        odds = (copied - own - 3).clamp(max=30).exp() * (found != NONE)
+        # Logits need not be normalised: p sums to 1 plus all odds.
+        p = p.scatter_add(-1, found.clamp(min=0).long(), odds)
         return (p + 1e-20).log()
 
     # --- training: T bytes and P patches, whatever the text ---

@@ -599,7 +599,10 @@ def test_more_context_brings_more_patches_and_too_few_are_named(data_dir, tmp_pa
     train.main([*base, "--block_size=1024", f"--out_dir={tmp_path / 'a'}"])
     said = capsys.readouterr().out
     config = load_checkpoint(tmp_path / "a" / "last.pt")["config"]
-    assert config["max_patches"] == 192, "twice the config's patches for twice the text"
+    assert config["max_patches"] == 256, (
+        "a quarter of the config's patches for a quarter of the text"
+    )
+    base += ["--block_size=512"]
     train.main([*base, "--max_patches=20", f"--out_dir={tmp_path / 'b'}"])
     said = capsys.readouterr().out
     need = int(said.split("--max_patches=")[1].split()[0])
@@ -706,7 +709,7 @@ def test_the_way_on_after_a_loss_that_is_not_finite(small, tmp_path, monkeypatch
         train.main([*args, *advice])
         checkpoint = load_checkpoint(out / "last.pt")
         assert checkpoint["step"] == 9
-        assert checkpoint["config"]["muon_lr"] == pytest.approx(0.02 / 3, rel=0.05)
+        assert checkpoint["config"]["muon_lr"] == pytest.approx(0.03 / 3, rel=0.05)
 
 
 def test_out_of_memory_is_one_line(tmp_path, data_dir, small):

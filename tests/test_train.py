@@ -50,7 +50,7 @@ def test_training_lowers_the_loss_and_leaves_everything(small, tmp_path, capsys)
         "seconds",
         "bytes_per_second",
     ]
-    assert float(verdict["val_bpb"]) < 4.5 < 7.5 < losses(out)[1]
+    assert float(verdict["val_bpb"]) < 4.5 < 7 < losses(out)[1]
     assert float(verdict["val_nats"]) == pytest.approx(
         float(verdict["val_bpb"]) * math.log(2), abs=1e-4
     )
@@ -107,6 +107,9 @@ def test_the_golden_run(tmp_path, capsys):
         "--max_steps=200",
         "--eval_interval=0",
         "--dropout=0.05",
+        "--muon_lr=0.02",
+        "--adam_lr=0.005",
+        "--n_copy=0",
     ]
     assert (
         train.main(
