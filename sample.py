@@ -83,7 +83,12 @@ def main(argv=None):
     if hasattr(sys.stdout, "reconfigure"):  # not in a notebook
         sys.stdout.reconfigure(encoding="utf-8")
     game = game_of(checkpoint)
-    if game and not prompt:
+    if game and prompt:
+        raise ValueError(
+            f"expected a model of text for a prompt, got {name}, which plays {game}: leave the "
+            "prompt out to play against it"
+        )
+    if game:
         play_person(GAMES[game](device), model)
         return
 

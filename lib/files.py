@@ -426,15 +426,31 @@ def is_hub_name(name):
 
 
 def newest_run():
-    """The run under out/ that was saved last, or the model that comes with the code."""
+    """The run on text under out/ that was saved last, or the model that comes with the code.
+
+    A run that plays a game is passed over; its name has to be given.
+    """
     runs = sorted(Path("out").glob("*/last.pt"), key=lambda path: path.stat().st_mtime)
-    if runs:
-        return runs[-1].parent
+    for path in reversed(runs):
+        run = path.parent
+        game = game_of_run(run)
+        if not game:
+            return run
+        print(f"{run} plays {game}: passed over; to play, give --model={run}", file=sys.stderr)
     print(
-        "no run under out/ yet (python train.py makes one): using results/models/shakespeare_80k",
+        "no run on text under out/ yet (python train.py makes one): using "
+        "results/models/shakespeare_80k",
         file=sys.stderr,
     )
     return ROOT / "results/models/shakespeare_80k"
+
+
+def game_of_run(folder):
+    """The name of the game that a run's model plays, or "". Reads run.json, not the weights."""
+    try:
+        return game_of(read_json(folder / "run.json", {"config": {"*": object}}))
+    except (ValueError, KeyError):  # loading the run will say what is wrong with it
+        return ""
 
 
 def first_line(e):

@@ -350,7 +350,17 @@ def scores(game, model, is_best, seed, n=1000):
 
 
 def play_person(game, model):
-    """A person against the greedy model, on the terminal."""
+    """A person against the greedy model on the terminal, as many games as the person likes."""
+    wants_more = True
+    while wants_more:
+        play_one_game(game, model)
+        try:
+            wants_more = input("Another game? [y/n] ").strip().lower().startswith("y")
+        except EOFError:  # the moves came from a file
+            wants_more = False
+
+
+def play_one_game(game, model):
     begins = input("Do you want to go first? [y/n] ").lower().startswith("y")
     text = [EOT]
     board = game.start(1)
@@ -368,10 +378,14 @@ def play_person(game, model):
             byte = model.head(x[:, 0]).argmax(dim=1)
             print(f"the model plays {chr(byte)}")
         text += [byte.item(), SPACE]
-        board, value, over = game.move(board, byte)
+        after, value, over = game.move(board, byte)
+        # an illegal move ends the game and leaves the board as it is
+        if value.item() >= 0:
+            board = after
         is_over = over.item()
         ply += 1
 
+    print(game.show(board[0]))
     result = value.item()
     mover_won = result > 0  # else the move was illegal, or it is a draw
     if result == 0:

@@ -5,18 +5,23 @@ import copy
 import functools
 import json
 import math
+import re
 import signal
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn as nn
+from conftest import SMALL as SMALL_ON_TEXT
 from conftest import message_of, run
 
+import bench
+import prepare
 import sample
 import train
 from config import Config, build, load_file
-from lib.files import load_checkpoint
+from lib.files import load_checkpoint, newest_run
 from lib.games import GAMES, best_moves, choose, every_line, play, scores, uniform
 from lib.selfplay import (
     GameSource,
@@ -414,22 +419,63 @@ def test_resumed_equals_uninterrupted_and_leaves_what_sample_takes(tmp_path):
         shared = about_run(checkpoint, path)
         assert ("verdict" in shared) == (checkpoint["step"] == info["best_step"])
         assert shared["command"]
-    done = run("sample.py", f"--out_dir={parts}", "--prompt=X5 ", "--max_new_bytes=9")
-    assert done.stdout.startswith("X5 ")
+    # moves from a file: the end of the file answers "no" to another game
+    done = run("sample.py", f"--out_dir={parts}", input="\n".join("y" + "123456789" * 3))
+    assert done.stdout.endswith("Another game? [y/n] ")
 
 
-def test_a_person_plays_either_side(tmp_path, monkeypatch, capsys):
+END_OF_GAME = r"(you win|the model wins|a draw)(, because the last move was illegal)?: (X.*)"
+
+
+def test_a_person_plays_either_side_and_again(tmp_path, monkeypatch, capsys):
     out = tmp_path / "run"
     train.main([*SMALL, "--max_steps=3", f"--out_dir={out}"])
     shared = tmp_path / "shared"
     share.main([f"--model={out}", f"--to={shared}"])
     assert "plays tictactoe" in (shared / "README.md").read_text()
-    for begins in ("y", "n"):
-        answers = iter([begins, "x", *"123456789" * 3])
-        monkeypatch.setattr("builtins.input", lambda _: next(answers))  # noqa: B023
-        sample.main([f"--model={out if begins == 'y' else shared}", "--device=cpu"])
-        last = capsys.readouterr().out.splitlines()[-1]
-        assert last.startswith(("you win", "the model wins", "a draw")) and ": X" in last
+    begins = iter("yn")
+    moves = iter("x123456789" * 6)
+    more = iter("yn")
+
+    def answer(question):
+        if question.startswith("Do you want to go first"):
+            return next(begins)
+        if question.startswith("Another game"):
+            return next(more)
+        return next(moves)
+
+    monkeypatch.setattr("builtins.input", answer)
+    capsys.readouterr()
+    sample.main([f"--model={shared}", "--device=cpu"])
+    shown = capsys.readouterr().out
+    ends = list(re.finditer(END_OF_GAME, shown))
+    assert len(ends) == 2, "two games"
+    for end in ends:
+        # The final board is what stands last before the verdict.
+        board = " ".join(shown[: end.start()].splitlines()[-3:]).split()
+        played = end[3].split()
+        if end[2]:
+            played = played[:-1]
+        for mark, square in played:
+            assert board[int(square) - 1] == mark, "the board shows the whole game"
+        assert sum(cell in "XO" for cell in board) == len(played)
+
+
+def test_a_game_is_no_model_of_text(tmp_path, monkeypatch, capsys):
+    """The newest run is one on text; a game asked for by name is refused where text is wanted."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_text("A few words to read, again and again. " * 40)
+    prepare.main(["text.txt", "--name=words"])
+    train.main([*SMALL_ON_TEXT, "--max_steps=1", "--out_dir=out/words"])
+    train.main([*SMALL, "--max_steps=1", "--out_dir=out/game"])
+    capsys.readouterr()
+    assert newest_run() == Path("out/words")
+    assert "out/game plays tictactoe" in capsys.readouterr().err
+    for main, args in (
+        (sample.main, ["--model=out/game", "--prompt=X5 "]),
+        (bench.main, ["eval", "--model=out/game"]),
+    ):
+        assert "plays tictactoe" in message_of(main, args)
 
 
 def test_on_text_player_and_opponent_alike_give_ln_2_and_a_step_prefers_the_real(model):
