@@ -11,6 +11,7 @@ max_patches = 0
 n_layer = 5
 n_embd = 192
 n_grams = 7
+n_copy = 0
 gram_rows = 21100
 block_size = 1024
 batch_bytes = 4096
