@@ -35,6 +35,7 @@ Shapes: B batch, T or S bytes, P patches, H heads, D head size, V symbols,
         C width of the trunk, E width of the local layers, D input of the head (see `hidden`).
 """
 
+import codecs
 import dataclasses
 import hashlib
 import json
@@ -50,6 +51,8 @@ from typing import Literal, get_args
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+
+__version__ = "0.1.0"
 
 EOT = 0xFF  # separates documents; like PAD, it never occurs in UTF-8
 PAD = 0xFE  # fills unused slots
@@ -1033,6 +1036,32 @@ class STLM(nn.Module):
             idx = torch.tensor([[text[t]] for text in texts])
             t += 1
 
+    def generate_text(self, prompts, max_new=500, **options):
+        """What follows each prompt, as a list of str: whole characters, the prompt not included.
+
+        prompts: one text or a list of texts (str or bytes).
+        options: those of `generate`.
+        """
+        if self.cfg.tokenizer != "bytes":
+            raise ValueError(
+                "expected a model of bytes, got BPE tokens: decode `generate`'s tokens"
+            )
+        if isinstance(prompts, (str, bytes)):
+            prompts = [prompts]
+        written = [[] for _ in prompts]
+        if prompts:
+            for drawn in self.generate(list(prompts), max_new, **options):
+                for symbols, symbol in zip(written, drawn, strict=True):
+                    if symbol is not None:
+                        symbols.append(symbol)
+        texts = []
+        for symbols in written:
+            text = bytes(symbols).replace(bytes([EOT]), b"\n\n")  # with stop=False
+            # A byte that fits no character becomes U+FFFD. What max_new cut is left out.
+            decoder = codecs.getincrementaldecoder("utf-8")("replace")
+            texts.append(decoder.decode(text, final=len(symbols) < max_new))
+        return texts
+
     def symbols(self, text):
         """bytes, str or a list of ints -> its symbols."""
         if isinstance(text, str):
@@ -1067,13 +1096,8 @@ class STLM(nn.Module):
 
         ValueError if a file is damaged, was changed since it was saved, or was saved by other code.
         """
-        folder = Path(name)
+        folder = find_folder(name)
         try:
-            if not folder.exists() and not folder.parent.exists():
-                from huggingface_hub import snapshot_download
-
-                files = ["config.json", "model.safetensors"]
-                folder = Path(snapshot_download(str(name), allow_patterns=files))
             cfg, about, sums = read_config(folder / "config.json")
             if sums is None:
                 print(f"{name}: no sha256 in config.json: damage goes unnoticed", file=sys.stderr)
@@ -1088,11 +1112,7 @@ class STLM(nn.Module):
                     )
         except Exception as e:
             why = " ".join(str(e).split())[:400]
-            if (folder / "model.safetensors").exists():
-                raise ValueError(f"the model in {name} cannot be used: {why}") from None
-            raise ValueError(
-                f"no model in {name}: expected a folder, or USER/NAME on the Hub ({why})"
-            ) from None
+            raise ValueError(f"the model in {name} cannot be used: {why}") from None
         model.about = about
         return model
 
@@ -1224,6 +1244,39 @@ def check_sum(file, expected, found):
             f"{str(expected)[:12]!r}, got {found[:12]!r}; {COPY_AGAIN}; if you changed it on "
             'purpose, remove "sha256" from config.json'
         )
+
+
+def find_folder(name):
+    """The folder of a shared model. USER/NAME, if there is no folder USER, comes from the Hub.
+
+    ValueError if there is no model.
+    """
+    folder = Path(name)
+    if (folder / "model.safetensors").exists():
+        return folder
+    if (folder / "last.pt").exists() or (folder / "best.pt").exists():
+        raise ValueError(
+            f"expected a shared model in {name}, got a run of train.py: share it first, with "
+            f"`python -m tools.share --model={name} --to=FOLDER`, and load FOLDER"
+        )
+    if folder.exists():
+        raise ValueError(f"no model in {name}: model.safetensors is missing; {COPY_AGAIN}")
+    if folder.parent.exists():
+        raise ValueError(f"no model in {name}: expected a folder, or USER/NAME on the Hub")
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise ValueError(
+            f"no folder {name} here: to load it from the Hub, pip install huggingface_hub"
+        ) from None
+    try:
+        files = ["config.json", "model.safetensors"]
+        return Path(snapshot_download(str(name), allow_patterns=files))
+    except Exception as e:  # no network, no such repository, and many more
+        why = " ".join(str(e).split())[:400]
+        raise ValueError(
+            f"no model in {name}: expected a folder, or USER/NAME on the Hub ({why})"
+        ) from None
 
 
 def read_config(path):

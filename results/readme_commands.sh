@@ -15,6 +15,7 @@ for i in $(seq 30); do # texts that the README supposes
   seq "$i" $((i + 300)) | sed "s/^/Dear reader, this is note number /" > notes/2026/"$i".md
 done
 cat notes/2026/*.md > novel.txt
+ln -s model.py stlm.py # as pip install . does
 
 shorten() { # a command as it stands in the README -> what is run here
   local model="--block_size=256 --max_patches=0 --n_layer=1 --n_head=1 --n_embd=32 --n_local_embd=16 --gram_rows=64"

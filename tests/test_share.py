@@ -1178,6 +1178,68 @@ def test_python_on_its_own(trained, shared, tmp_path):
     assert torch.equal(logits(STLM.from_pretrained(tmp_path / "tuned")), logits(model))
 
 
+class Scripted(STLM):
+    """Writes a given text, whatever its prompt was."""
+
+    def write(self, text):
+        self.script = iter(text)
+        return self
+
+    def head(self, x):
+        byte = next(self.script)
+        return torch.nn.functional.one_hot(torch.tensor([byte] * len(x)), 256).float()
+
+
+@pytest.mark.parametrize(
+    ("written", "max_new", "stop", "expected"),
+    [
+        ("日本".encode(), 6, True, "日本"),
+        ("日本".encode(), 5, True, "日"),  # max_new cuts a character: left out
+        ("日本".encode()[:5] + b"\xff", 9, True, "日\ufffd"),  # the model left it unfinished
+        (b"a\x80b", 3, True, "a\ufffdb"),
+        (b"a\xffb", 3, True, "a"),
+        (b"a\xffb", 3, False, "a\n\nb"),
+        (b"", 0, True, ""),
+    ],
+)
+def test_generate_text_gives_whole_characters(written, max_new, stop, expected):
+    model = Scripted(ModelConfig(n_layer=1, n_head=1, n_embd=16, n_local_embd=16))
+    for prompts in ("the ", [b"the ", "ein "]):
+        texts = model.write(written).generate_text(prompts, max_new, temperature=0, stop=stop)
+        assert texts == [expected] * (2 if isinstance(prompts, list) else 1)
+    assert model.generate_text([]) == []
+
+
+def test_generate_text_writes_for_each_prompt_what_it_writes_alone(shared):
+    model = STLM.from_pretrained(shared)
+    prompts = ["", "the naïve ", "It was"]
+    alone = [model.generate_text(prompt, 40, temperature=0)[0] for prompt in prompts]
+    assert model.generate_text(prompts, 40, temperature=0) == alone
+    follows = bytes(model.generate(prompts[1], 40, temperature=0))
+    assert alone[1] == follows.decode(errors="replace")
+    bpe = STLM(ModelConfig(tokenizer="gpt2", gpt2_vocab=300, pooling="none", n_layer=1))
+    with pytest.raises(ValueError, match="expected a model of bytes"):
+        bpe.generate_text("the ")
+
+
+def test_each_place_without_a_model_says_what_to_do(trained, tmp_path, monkeypatch):
+    def message(name):
+        with pytest.raises(ValueError) as e:
+            STLM.from_pretrained(name)
+        return str(e.value)
+
+    line = message(trained)
+    assert (
+        f"got a run of train.py: share it first, with `python -m tools.share --model={trained}"
+        in line
+    )
+    assert "no model in" in message(tmp_path / "nothing")
+    assert "model.safetensors is missing" in message(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)  # as if it were not installed
+    assert "pip install huggingface_hub" in message("ann/poems")
+
+
 @pytest.mark.slow
 def test_the_wheel_is_model_py_under_the_name_stlm(shared, tmp_path):
     pip = [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check"]
@@ -1198,13 +1260,16 @@ import sys, stlm
 assert stlm.__file__.startswith({str(tmp_path)!r}) and "model" not in sys.modules
 model = stlm.STLM.from_pretrained({str(shared)!r})
 model.save_pretrained("copy", bits=4)
-print(bytes(stlm.STLM.from_pretrained("copy").generate("the ", 20)))
+print(repr((stlm.STLM.from_pretrained("copy").generate_text("the ", 20), stlm.__version__)))
 """
     env = {"PYTHONPATH": str(tmp_path / "site")}
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True
     )
-    assert done.returncode == 0 and len(eval(done.stdout)) <= 20, done.stderr
+    assert done.returncode == 0, done.stderr
+    texts, version = eval(done.stdout)
+    assert len(texts) == 1 and len(texts[0]) <= 20
+    assert wheel.name.startswith(f"stlm-{version}-")
     assert (tmp_path / "copy/model.py").read_bytes() == (ROOT / "model.py").read_bytes()
 
 
