@@ -21,13 +21,18 @@ knobs() { # of an arm; all have the shape of config/races/textbooks_repeat.py bu
     local_2_3) echo --weight_decay=0.1 --n_layer=2 --n_local_enc=2 --n_local_dec=3 --n_local_embd=76 ;;
     local_3_4) echo --weight_decay=0.1 --n_layer=2 --n_local_enc=3 --n_local_dec=4 --n_local_embd=66 ;;
     local_most) echo --weight_decay=0.1 --n_layer=1 --n_local_enc=2 --n_local_dec=3 --n_local_embd=92 ;;
+    copy_2_3) echo "$(knobs local_2_3) --n_copy=2" ;;
+    copy_2_3_rates) echo "$(knobs local_2_3) --n_copy=2 --muon_lr=0.0225 --adam_lr=0.015" ;;
+    copy_most_rates) echo "$(knobs local_most) --n_copy=2 --muon_lr=0.0225 --adam_lr=0.015" ;;
+    copy_4_places_rates) echo "$(knobs local_2_3) --n_copy=4 --muon_lr=0.03 --adam_lr=0.02" ;;
     bpe) echo "$bpe" ;;
     bpe_decay) echo "$bpe --weight_decay=0.1" ;;
     *) echo "$1 is no arm of results/repeat.sh" >&2; exit 1 ;;
   esac
 }
 for seed in ${SEEDS:-1}; do
-  for arm in ${*:-decay decay_0.3 dropout loop_2 reach_8 local_1_2 local_2_3 local_3_4 local_most bpe bpe_decay}; do
+  for arm in ${*:-decay decay_0.3 dropout loop_2 reach_8 local_1_2 local_2_3 local_3_4 local_most copy_2_3 copy_2_3_rates
+    copy_most_rates copy_4_places_rates bpe bpe_decay}; do
     run=$arm-seed$seed
     # shellcheck disable=SC2046
     $python train.py config/races/textbooks_repeat.py --seed="$seed" $(knobs "$arm") ${MAX:+--max_seconds=$MAX} \
