@@ -1116,12 +1116,13 @@ class STLM(nn.Module):
         model.about = about
         return model
 
-    def save_pretrained(self, folder, bits=32, card=""):
+    def save_pretrained(self, folder, bits=32, card="", modeling=""):
         """Write model.safetensors, config.json, a copy of this file, and the `card` as README.md.
 
         bits: 32, 16 (bfloat16), 8 or 4 (see `pack`). At 8 or 4 bits, small tensors keep 16, and the
             embedding, which is also the head, keeps 8.
         card: Markdown; if it is empty, README.md stays as it is.
+        modeling: the text of lib/modeling_stlm.py. With it transformers loads the folder, too.
 
         config.json holds the sha256 of the weights and of the knobs, for from_pretrained to check.
         Other code that writes one of the two files must renew "sha256" or leave it out.
@@ -1149,6 +1150,10 @@ class STLM(nn.Module):
         config = knobs | {"sha256": sums, "about": self.about | {"bits": bits}}
 
         contents = {"model.py": Path(__file__).read_bytes()}
+        if modeling:
+            config |= FOR_TRANSFORMERS
+            contents["modeling_stlm.py"] = modeling.encode()
+            contents["tokenizer_config.json"] = json.dumps(TOKENIZER_CONFIG, indent=1).encode()
         if card:
             contents["README.md"] = card.encode()
         contents["model.safetensors"] = weights
@@ -1163,7 +1168,7 @@ class STLM(nn.Module):
                 seen.add(id(w))
                 yield name, w.detach()
 
-    def push_to_hub(self, name, bits=32, card="", private=False):
+    def push_to_hub(self, name, bits=32, card="", private=False, modeling=""):
         """save_pretrained to USER/NAME on the Hub. Run `hf auth login` first.
 
         private: a new repository is private, and a public one is refused.
@@ -1171,7 +1176,7 @@ class STLM(nn.Module):
         from huggingface_hub import create_repo, repo_info, upload_folder
 
         with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder, bits, card)
+            self.save_pretrained(folder, bits, card, modeling)
             # With None, an organization's own setting decides.
             create_repo(name, exist_ok=True, private=private or None)
             if private and not repo_info(name).private:
@@ -1222,6 +1227,29 @@ KNOBS = [field.name for field in dataclasses.fields(ModelConfig)]
 # Knobs that were added after models were first shared, with the values that mean "as before". Only
 # these may be missing from a config.json. Whoever adds a knob to ModelConfig adds it here as well.
 ADDED_KNOBS = {"match_window": 0, "n_copy": 0}
+# How transformers finds the classes in modeling_stlm.py.
+FOR_TRANSFORMERS = {
+    "model_type": "stlm",
+    "architectures": ["STLMForCausalLM"],
+    "auto_map": {
+        "AutoConfig": "modeling_stlm.STLMConfig",
+        "AutoModelForCausalLM": "modeling_stlm.STLMForCausalLM",
+    },
+}
+TOKENIZER_CONFIG = {
+    "tokenizer_class": "STLMTokenizer",
+    "auto_map": {"AutoTokenizer": ["modeling_stlm.STLMTokenizer", None]},
+}
+# What transformers may write into a config.json. It means nothing here.
+IGNORED_KEYS = (
+    *FOR_TRANSFORMERS,
+    "bos_token_id",
+    "dtype",
+    "eos_token_id",
+    "pad_token_id",
+    "torch_dtype",
+    "transformers_version",
+)
 COPY_AGAIN = "copy or download the model again"
 OTHER_CODE = (
     "the model is damaged or was saved by other code: copy it again, or use the model.py of its "
@@ -1305,6 +1333,8 @@ def read_config(path):
         )
 
     # The knobs by name first: a sum cannot tell which of them is wrong.
+    for key in IGNORED_KEYS:
+        config.pop(key, None)
     for key in config:
         if key not in KNOBS:
             raise ValueError(f"config.json: unknown knob {key!r:.40}; {OTHER_CODE}")

@@ -34,6 +34,15 @@ from lib import files
 from model import STLM, FeedForward, ModelConfig
 from tools import share
 
+SHARED_FILES = {
+    "model.safetensors",
+    "config.json",
+    "model.py",
+    "README.md",
+    "modeling_stlm.py",
+    "tokenizer_config.json",
+}
+
 
 def logits(model):
     idx = torch.arange(3, 90)[None] * 7 % 250
@@ -241,17 +250,6 @@ def test_scripts_take_the_folder_as_they_take_the_run(
                 f"--out_dir={tmp_path / 'no'}",
             ]
         )
-
-
-def test_the_harness_takes_it(shared):
-    pytest.importorskip(
-        "lm_eval", reason="lm-evaluation-harness is not installed (pip install lm-eval)"
-    )
-    from tools.harness import Harness
-
-    assert torch.equal(
-        logits(Harness(model=str(shared), device="cpu").model), logits(STLM.from_pretrained(shared))
-    )
 
 
 def test_the_card_tells_what_the_run_knows(trained, shared):
@@ -478,7 +476,7 @@ def test_uploading(fake_hub, trained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     share.main([f"--model={trained}", "--to=ann/poems", "--bits=8"])
     files = fake_hub.files
-    assert set(files) == {"model.safetensors", "config.json", "model.py", "README.md"}
+    assert set(files) == SHARED_FILES
     assert b'from_pretrained("ann/poems")' in files["README.md"] and not list(tmp_path.iterdir())
     assert not fake_hub.is_private
     uploaded = dict(files)
@@ -751,7 +749,7 @@ def test_what_goes_out_is_printed_before_it_goes(fake_hub, shared, monkeypatch, 
     monkeypatch.setattr(STLM, "push_to_hub", lambda *args: 1 / 0)
     assert "division" in message_of(share.main, [f"--model={shared}", "--to=ann/poems"])
     printed = capsys.readouterr().out
-    for name in ("model.safetensors", "config.json", "model.py", "README.md"):
+    for name in SHARED_FILES:
         assert name in printed
     for key, value in STLM.from_pretrained(shared).about.items():
         assert f"  {key}: {json.dumps(value)}\n" in printed
@@ -910,6 +908,10 @@ DAMAGE = {
     "a list for about": (config_with(about=[1]), r"expected about=\{...\}, got \[1\]"),
     # knobs
     "unknown knob": (config_with(n_layers=2), "unknown knob 'n_layers'"),
+    "a key like one of transformers": (
+        config_with(architecture=["STLM"]),
+        "unknown knob 'architecture'",
+    ),
     "a text for a number": (config_with(n_layer="2"), "n_layer='2' must be of type int"),
     "a float for a number": (config_with(n_layer=2.0), "n_layer=2.0 must be of type int"),
     "true for a number": (config_with(n_loop=True), "n_loop=True must be of type int"),
@@ -1041,6 +1043,49 @@ def test_about_may_be_edited(shared, tmp_path, capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_what_transformers_writes_into_config_json_changes_nothing(shared, tmp_path, capsys):
+    shutil.copytree(shared, tmp_path / "model")
+    keys = {
+        "architectures": ["os.system"],
+        "auto_map": {"AutoConfig": "evil.Evil"},
+        "bos_token_id": 255,
+        "dtype": "float16",
+        "eos_token_id": None,
+        "model_type": 5,
+        "pad_token_id": "x",
+        "torch_dtype": None,
+        "transformers_version": "9" * 99,
+    }
+    assert keys.keys() == set(model_py.IGNORED_KEYS)
+    config_with(**keys)(tmp_path / "model")
+    again = STLM.from_pretrained(tmp_path / "model")
+    assert torch.equal(logits(again), logits(STLM.from_pretrained(shared)))
+    assert capsys.readouterr().err == ""
+    share.main([f"--model={tmp_path / 'model'}", f"--to={tmp_path / 'again'}"])
+    config = json.loads((tmp_path / "again/config.json").read_text())
+    assert config == json.loads((shared / "config.json").read_text())
+
+
+def test_only_byte_models_that_write_text_get_files_for_transformers(tmp_path, data_dir, capsys):
+    models = {
+        "text": random_model(),
+        "game": random_model(),
+        "bpe": random_model(tokenizer="gpt2", gpt2_vocab=300, pooling="none", n_match=0),
+    }
+    models["game"].about = {"game": "tictactoe"}
+    for name, model in models.items():
+        model.save_pretrained(tmp_path / name)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(share, "write_sample", lambda *args: "a sample")
+            share.main([f"--model={tmp_path / name}", f"--to={tmp_path / name}-shared"])
+        found = files_of(tmp_path / f"{name}-shared")
+        is_text = name == "text"
+        assert (found.keys() == SHARED_FILES) == is_text
+        assert (b"auto_map" in found["config.json"]) == is_text
+        assert (b"from transformers import pipeline" in found["README.md"]) == is_text
+        assert ("modeling_stlm.py" in capsys.readouterr().out) == is_text
+
+
 def test_without_sums_a_model_loads_and_a_line_says_so(shared, tmp_path, capsys):
     shutil.copytree(shared, tmp_path / "model")
     change_config(tmp_path / "model", lambda config: config.pop("sha256"))
@@ -1145,6 +1190,7 @@ def test_code_that_lies_beside_the_weights_is_not_run(shared, tmp_path):
     shutil.copytree(shared, folder)
     for name in (
         "model.py",
+        "modeling_stlm.py",
         "config.py",
         "files.py",
         "safetensors.py",

@@ -6,7 +6,9 @@
 
 Before the last one, run `hf auth login`. The folder gets model.safetensors (the weights),
 config.json, model.py (all the code that a byte model needs) and README.md, a model card with a
-sample of the model's text. If somebody has edited README.md, it stays as it is.
+sample of the model's text. If somebody has edited README.md, it stays as it is. A byte model that
+plays no game also gets modeling_stlm.py and tokenizer_config.json, for transformers:
+AutoModelForCausalLM.from_pretrained(DIR, trust_remote_code=True), and AutoTokenizer alike.
 
 Of the run, the files tell numbers and names, but no paths and no addresses. All that they tell is
 printed first. Beware: a model can recite text that it has read often.
@@ -89,15 +91,18 @@ def main(argv=None):
         megabytes = Path(folder, "model.safetensors").stat().st_size / 1e6
         sample = write_sample(STLM.from_pretrained(folder), cfg)
     card = signed(write_card(cfg, model, megabytes, sample))
+    modeling = ""
+    if is_for_transformers(model):
+        modeling = (ROOT / "lib/modeling_stlm.py").read_text(encoding="utf-8")
 
     try:
         if has_edited_card(cfg.to):
             card = ""
-        print_list(cfg, model.about, card)
+        print_list(cfg, model.about, card, modeling)
         if is_hub_name(cfg.to):
-            model.push_to_hub(cfg.to, cfg.bits, card, cfg.private)
+            model.push_to_hub(cfg.to, cfg.bits, card, cfg.private, modeling)
         else:
-            model.save_pretrained(cfg.to, cfg.bits, card)
+            model.save_pretrained(cfg.to, cfg.bits, card, modeling)
     except Exception as e:  # the Hub's client raises many kinds
         raise ValueError(f"cannot write to {cfg.to}: {first_line(e)}") from None
     print(f"{path} -> {cfg.to}; python sample.py --model={cfg.to} writes text with it")
@@ -130,7 +135,12 @@ def is_shared_folder(folder):
         return False
 
 
-def print_list(cfg, about, card):
+def is_for_transformers(model):
+    """Whether lib/modeling_stlm.py can do what the model is for: write text, byte by byte."""
+    return model.cfg.tokenizer == "bytes" and "game" not in model.about
+
+
+def print_list(cfg, about, card, modeling):
     """Print what is about to leave this machine."""
     if not card:
         print(
@@ -139,6 +149,8 @@ def print_list(cfg, about, card):
             file=sys.stderr,
         )
     files = ["model.safetensors", "config.json", "model.py"]
+    if modeling:
+        files += ["modeling_stlm.py", "tokenizer_config.json"]
     if card:
         files.append("README.md (with a sample of the model's text)")
     print(f"sharing {', '.join(files)}; beside the model's knobs they tell")
@@ -290,6 +302,17 @@ print(bytes(model.generate({prompt!r}, 200, temperature=0.8)).decode(errors="rep
 
 """
 
+TRANSFORMERS = """Or with transformers, which runs the two Python files of this folder:
+
+```python
+from transformers import pipeline
+
+write = pipeline("text-generation", model="{to}", trust_remote_code=True)
+print(write({prompt!r}, max_new_tokens=200, do_sample=True, temperature=0.8)[0]["generated_text"])
+```
+
+"""
+
 
 def write_card(cfg, model, megabytes, sample):
     """The text of README.md."""
@@ -300,7 +323,10 @@ def write_card(cfg, model, megabytes, sample):
         to = name if re.fullmatch(r"[\w.-]+", name) else "DIR"
     python = ""
     if model.cfg.tokenizer == "bytes":
-        python = PYTHON.format(prompt=cfg.prompt, to=to if is_on_hub else ".")
+        here = to if is_on_hub else "."
+        python = PYTHON.format(prompt=cfg.prompt, to=here)
+        if is_for_transformers(model):
+            python += TRANSFORMERS.format(prompt=cfg.prompt, to=here)
     parameters = parameter_table(model)
     # longer than any in the sample, which would end the block
     fence = max(["```", *re.findall("`+", sample)], key=len) + "`"
