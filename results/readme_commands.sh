@@ -23,7 +23,7 @@ shorten() { # a command as it stands in the README -> what is run here
   sed -E "
     s/ +# .*//
     /^(make|pip|\. \.venv|python -m venv)/ s/^/: /
-    /^python -m tools.harness/ { $(python -c 'import lm_eval' 2> /dev/null && [ -n "$online" ] || echo 's/^/: /;') s/200/2/ }
+    /^python -m lm_eval/ { $(python -c 'import lm_eval' 2> /dev/null && [ -n "$online" ] || echo 's/^/: /;') s/200/2/ }
     /^(python train|torchrun)/ { s/ --max_(steps|seconds)=[^ ]+//; s/\$/ $length/ }
     /stlm_(10|50|100)m/ s/\$/ $model --batch_bytes=1024 --micro_batch=1/
     s/--nproc_per_node=[0-9]+/--nproc_per_node=2/; s/--nnodes=2/--nnodes=1/; s/HOST:/localhost:/

@@ -1,1 +1,1 @@
-"""Commands that only some people need: python -m tools.report, tools.share, tools.harness."""
+"""Commands that only some people need: python -m tools.report, tools.share."""
