@@ -723,7 +723,9 @@ class STLM(nn.Module):
     def gram_indices(self, seen, T):
         """Table rows of the last 2, 3, ... symbols: seen (B, N) -> (B, T, n_grams), last T places.
 
-        A polynomial hash of each n-gram, from the newest symbol back. int64 wraps around.
+        The key of n symbols is the sum of (s + 1) * HASH**i over i < n, where s is the symbol i
+        places back, or NONE. Its row is (key * 2654435761 mod 2**32) * gram_rows / 2**32, rounded
+        down. So only the lowest 32 bits of a key count: int64 may wrap around.
         """
         N = seen.size(1)
         key = 0
@@ -836,6 +838,7 @@ class STLM(nn.Module):
     def start(self, n_texts):
         """The state before any text: a dict of tensors and lists of tensors, with a row per text.
 
+        The first symbol that is read should be EOT: in training, each document comes after one.
         `read` returns a new state. To undo reading, continue an earlier state: this invalidates the
         later ones, because keys and values are written in place. To branch, first copy the state
         with `rows_of`.
@@ -988,12 +991,14 @@ class STLM(nn.Module):
     ):
         """Yield the symbols that follow the prompt: `bytes(model.generate(b"def "))` is the text.
 
+        The model reads EOT, then the prompt. An EOT that it draws ends the text.
+
         prompt: one text (bytes, str or a list of ints) or a list of texts. For a list of texts it
             yields lists of one symbol per text: None while the prompt is read and after the end.
         temperature: 0 takes the most likely symbol.
         top_k, top_p: leave out unlikely symbols (top_p: arXiv 1904.09751).
         generator: a CPU torch.Generator; None: the global one.
-        stop: a text ends at EOT.
+        stop: a text ends at EOT; False: the model goes on after it.
         """
         for key, value in {"max_new": max_new, "temperature": temperature, "top_k": top_k}.items():
             if not value >= 0:  # nan, too
@@ -1120,7 +1125,8 @@ class STLM(nn.Module):
         """Write model.safetensors, config.json, a copy of this file, and the `card` as README.md.
 
         bits: 32, 16 (bfloat16), 8 or 4 (see `pack`). At 8 or 4 bits, small tensors keep 16, and the
-            embedding, which is also the head, keeps 8.
+            embedding, which is also the head, keeps 8. Names are those of state_dict(); a
+            feed-forward that all blocks share is stored once, as that of block 0.
         card: Markdown; if it is empty, README.md stays as it is.
         modeling: the text of lib/modeling_stlm.py. With it transformers loads the folder, too.
 
@@ -1470,9 +1476,11 @@ def current_names(weights):
 
 
 def pack(w, bits):
-    """Round a matrix to integers of 8 or 4 bits. Returns them, and a scale per group.
+    """Round a matrix to integers of 8 or 4 bits. Returns them, and a float16 scale per group.
 
-    With 8 bits a group is a row. With 4 bits it is 64 weights, stored two to a byte. An unpacked
+    A weight is its integer times its group's scale; a file holds the scales as NAME.scale. With 8
+    bits a group is a row. With 4 bits it is 64 weights of the matrix, read row by row and padded
+    with zeros at its end, and two of them make a byte: 16 * (first + 8) + second + 8. An unpacked
     matrix gives the same integers and scales again.
     """
     if bits == 8:
