@@ -1,19 +1,25 @@
-"""Share a trained model: write a folder, or a repository on the Hub, from which anyone can load it.
+"""Share a trained model as a folder or a repository on the Hub that anyone can load, or as a page.
 
     python -m tools.share --to=notes_10m                              # the newest run
     python -m tools.share --model=out/demo --to=demo_8bit --bits=8    # a quarter of the size
     python -m tools.share --model=out/demo --to=USER/NAME --private   # to the Hub
+    python -m tools.share --model=out/demo --to=demo.html             # a page: open it in a browser
 
-Before the last one, run `hf auth login`. The folder gets model.safetensors (the weights),
+Before the third one, run `hf auth login`. The folder gets model.safetensors (the weights),
 config.json, model.py (all the code that a byte model needs) and README.md, a model card with a
 sample of the model's text. If somebody has edited README.md, it stays as it is. A byte model that
 plays no game also gets modeling_stlm.py and tokenizer_config.json, for transformers:
 AutoModelForCausalLM.from_pretrained(DIR, trust_remote_code=True), and AutoTokenizer alike.
 
+A name that ends in .html is a page: one file with the weights and the code in it. It works offline
+and sends nothing. The code is in tools/page.html, which describes model.py once more, in
+JavaScript: if you have changed a layer there, change it in both.
+
 Of the run, the files tell numbers and names, but no paths and no addresses. All that they tell is
 printed first. Beware: a model can recite text that it has read often.
 """
 
+import base64
 import dataclasses
 import json
 import os
@@ -44,6 +50,7 @@ from lib.files import (
     newest_run,
     read_json,
     run_command,
+    write_atomically,
 )
 from lib.machine import parameter_table
 from lib.sources import PRESETS, is_hub_dataset
@@ -54,13 +61,14 @@ from model import KNOBS, STLM, sha256
 class ShareConfig:
     model: str = ""  # a run's folder, a shared folder, USER/NAME on the Hub; empty: the newest run
     weights: Literal["best", "last"] = "best"  # best: a run's lowest val loss; last: its newest
-    to: str = ""  # the folder to write, or USER/NAME on the Hub (./USER/NAME is a folder)
+    # the folder to write, a page (NAME.html), or USER/NAME on the Hub (./USER/NAME is a folder)
+    to: str = ""
     private: bool = False  # on the Hub: only you can see the repository
-    # per weight: 32, 16, 8 (about as good) or 4 (slightly worse); 0: a run 32, a shared folder as
-    # many as it has
+    # per weight: 32, 16, 8 (about as good) or 4 (slightly worse); 0: a page 8, a run 32, a shared
+    # folder as many as it has
     bits: int = 0
     license: str = "mit"  # of the weights, by its name on the Hub
-    prompt: str = ""  # of the sample in the card; empty: the start of a document
+    prompt: str = ""  # of the sample in the card, or in the page; empty: the start of a document
     seed: int = 1337  # for the sample
 
     def __post_init__(self):
@@ -81,9 +89,12 @@ def main(argv=None):
     model, checkpoint, path = load_run(cfg.model or newest_run(), cfg.weights)
     model.about = about_run(checkpoint, path)
     if not cfg.bits:
-        bits = model.about.get("bits")
+        bits = 8 if is_page(cfg.to) else model.about.get("bits")
         cfg.bits = bits if bits in (32, 16, 8, 4) else 32
     model.about["bits"] = cfg.bits
+    if is_page(cfg.to):
+        share_page(model, cfg, path)
+        return
 
     # Write the sample with the weights as shared: fewer bits may change it.
     with tempfile.TemporaryDirectory() as folder:
@@ -111,8 +122,8 @@ def main(argv=None):
 def check_target(cfg):
     """ValueError if `to` is no place to write to."""
     if not cfg.to:
-        raise ValueError("give --to=DIR, or --to=USER/NAME for the Hub")
-    if is_hub_name(cfg.to):
+        raise ValueError("give --to=DIR, --to=NAME.html for a page, or --to=USER/NAME for the Hub")
+    if is_hub_name(cfg.to) and not is_page(cfg.to):
         return
     if cfg.private:
         raise ValueError(f"to={cfg.to} is not on the Hub: --private needs --to=USER/NAME")
@@ -121,7 +132,12 @@ def check_target(cfg):
         raise ValueError(f"to={cfg.to} has no name of its own: give the folder's name")
     if to.is_symlink():
         raise ValueError(f"to={cfg.to} is a link: give the folder that it leads to, or another one")
-    if to.exists() and not is_shared_folder(to):
+    if is_page(cfg.to):
+        if to.exists() and not is_as_written(to):
+            raise ValueError(
+                f"to={cfg.to} was not written by tools.share, or was edited: give another --to"
+            )
+    elif to.exists() and not is_shared_folder(to):
         raise ValueError(f"to={cfg.to} exists but is not a shared folder: give another --to")
 
 
@@ -140,19 +156,21 @@ def is_for_transformers(model):
     return model.cfg.tokenizer == "bytes" and "game" not in model.about
 
 
-def print_list(cfg, about, card, modeling):
+def print_list(cfg, about, card="", modeling=""):
     """Print what is about to leave this machine."""
-    if not card:
+    files = ["model.safetensors", "config.json", "model.py"]
+    if is_page(cfg.to):
+        files = [f"{Path(cfg.to).name} (with the weights)"]
+    if modeling:
+        files += ["modeling_stlm.py", "tokenizer_config.json"]
+    if card:
+        files.append("README.md (with a sample of the model's text)")
+    elif not is_page(cfg.to):
         print(
             f"{cfg.to}/README.md was not written by this command, or was edited: it stays; "
             "delete it to get a new card",
             file=sys.stderr,
         )
-    files = ["model.safetensors", "config.json", "model.py"]
-    if modeling:
-        files += ["modeling_stlm.py", "tokenizer_config.json"]
-    if card:
-        files.append("README.md (with a sample of the model's text)")
     print(f"sharing {', '.join(files)}; beside the model's knobs they tell")
     for key, value in about.items():
         print(f"  {key}: {json.dumps(value)}")
@@ -409,14 +427,54 @@ def write_sample(model, cfg):
     return cfg.prompt + text
 
 
-# --- a card that somebody has edited --------------------------------------------------------------
+# --- the page -------------------------------------------------------------------------------------
+
+
+def is_page(to):
+    return Path(to).suffix.lower() == ".html"
+
+
+def share_page(model, cfg, path):
+    """Write a page, NAME.html, that runs the model of `path`."""
+    if model.cfg.tokenizer != "bytes":
+        raise ValueError(f"{path} reads GPT-2's tokens, a page only bytes: share it with --to=DIR")
+    if "game" in model.about:
+        raise ValueError(f"{path} plays a game, a page only writes text: share it with --to=DIR")
+    print_list(cfg, model.about)
+    page = signed(fill_page(model, cfg)).encode()
+    write_atomically(Path(cfg.to), lambda file: file.write(page), len(page))
+    print(f"{path} -> {cfg.to}, {len(page) / 1e6:.2f} MB: open it in a browser")
+
+
+def fill_page(model, cfg):
+    """The text of tools/page.html with the model in it."""
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder, cfg.bits)
+        config = Path(folder, "config.json").read_text(encoding="utf-8")
+        weights = Path(folder, "model.safetensors").read_bytes()
+    shared = {"name": Path(cfg.to).stem, "prompt": cfg.prompt, "license": cfg.license}
+    parts = {
+        "shared": json.dumps(shared),
+        "config": config,
+        "weights": base64.b64encode(weights).decode(),
+    }
+    page = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
+    for name, content in parts.items():
+        begin = f'<script id="{name}" type="text/plain">'
+        # Whatever the metadata says, "</script>" must not end the element. In JSON, a "<" stands
+        # inside a string.
+        page = page.replace(begin, begin + content.replace("<", "\\u003c"))
+    return page
+
+
+# --- a card or a page that somebody has edited ----------------------------------------------------
 
 SIGNATURE = "\n<!-- Written by tools.share. If you edit this file, it stays as it is. "
 
 
-def signed(card):
-    """The card with a comment at its end, which tells whether somebody has edited it."""
-    return f"{card}{SIGNATURE}sha256 {sha256(card.encode())} -->\n"
+def signed(content):
+    """A card or a page with a comment at its end, which tells whether somebody has edited it."""
+    return f"{content}{SIGNATURE}sha256 {sha256(content.encode())} -->\n"
 
 
 def has_edited_card(to):
@@ -430,11 +488,16 @@ def has_edited_card(to):
         path = Path(hf_hub_download(to, "README.md"))
     elif not os.path.lexists(path):
         return False
+    return not is_as_written(path)
+
+
+def is_as_written(path):
+    """Whether a card or a page is as this command wrote it."""
     if not path.is_file():  # a folder, say, or a link to nothing
-        return True
+        return False
     text = path.read_bytes().decode(errors="replace")
-    card, _, _ = text.rpartition(SIGNATURE)
-    return text != signed(card)
+    content, _, _ = text.rpartition(SIGNATURE)
+    return text == signed(content)
 
 
 if __name__ == "__main__":
