@@ -19,7 +19,9 @@ How this differs from GPT-2 (nanoGPT's model.py). Each item improved bits per by
   need no attention at byte rate, and remember only a few vectors while generating.
 - Hashed n-gram embeddings: parameters that cost almost no compute (CANINE, arXiv 2103.06874; BLT,
   arXiv 2412.09871). All lengths share one table of many narrow rows, because a rare n-gram needs a
-  row of its own more than it needs a wide one.
+  row of its own more than it needs a wide one. Deep models add such rows to the values of their
+  attention, too (DeepSeek's Engram; nanochat, PR 854; modded-nanogpt, PR 366); here it gained
+  nothing.
 - n-gram matches (`n_match`): each byte sees which byte came next the last time the same few bytes
   occurred. It is an induction head for free (arXiv 2401.12973; PAQ's match model). With
   `n_copy` the head may copy that byte (pointer sentinel mixture, arXiv 1609.07843).

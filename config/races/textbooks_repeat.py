@@ -9,7 +9,7 @@ its own effect.
 
 One fewer trunk layer and wider local layers gained 0.044 bpb, with more local layers 0.05
 (results/repeat.sh), a teacher 0.04, weight decay 0.026, several bytes ahead nothing; masking cost
-0.04.
+0.04. A head that copies from four places took the best of them from 1.556 to 1.50 (--n_copy=4).
 """
 
 from config.stlm_10m import *
