@@ -13,15 +13,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn as nn
+from conftest import ROOT, message_of, run
 from conftest import SMALL as SMALL_ON_TEXT
-from conftest import message_of, run
 
 import bench
 import prepare
 import sample
 import train
 from config import Config, build, load_file
-from lib.files import load_checkpoint, newest_run
+from lib.files import game_of, load_checkpoint, load_run, newest_run
 from lib.games import GAMES, best_moves, choose, every_line, play, scores, uniform
 from lib.selfplay import (
     GameSource,
@@ -459,6 +459,16 @@ def test_a_person_plays_either_side_and_again(tmp_path, monkeypatch, capsys):
         for mark, square in played:
             assert board[int(square) - 1] == mark, "the board shows the whole game"
         assert sum(cell in "XO" for cell in board) == len(played)
+
+
+def test_the_player_in_the_clone_plays_as_its_card_says():
+    """The 8-bit weights in results/models against every line of play, exactly."""
+    model, checkpoint, _ = load_run(ROOT / "results/models/tictactoe")
+    game = GAMES[game_of(checkpoint)]()
+    card = (ROOT / "results/models/tictactoe/README.md").read_text()
+    for role, name in enumerate(("first", "second")):
+        n_lines, n_lost, _ = every_line(game, model, role)
+        assert f"lost_{name}={n_lost}/{n_lines}" in card
 
 
 def test_a_game_is_no_model_of_text(tmp_path, monkeypatch, capsys):
