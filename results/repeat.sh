@@ -25,6 +25,7 @@ knobs() { # of an arm; all have the shape of config/races/textbooks_repeat.py bu
     copy_2_3_rates) echo "$(knobs local_2_3) --n_copy=2 --muon_lr=0.0225 --adam_lr=0.015" ;;
     copy_most_rates) echo "$(knobs local_most) --n_copy=2 --muon_lr=0.0225 --adam_lr=0.015" ;;
     copy_4_places_rates) echo "$(knobs local_2_3) --n_copy=4 --muon_lr=0.03 --adam_lr=0.02" ;;
+    copy_most_4_places) echo "$(knobs local_most) --n_copy=4 --muon_lr=0.03 --adam_lr=0.02" ;;
     bpe) echo "$bpe" ;;
     bpe_decay) echo "$bpe --weight_decay=0.1" ;;
     *) echo "$1 is no arm of results/repeat.sh" >&2; exit 1 ;;
@@ -32,7 +33,7 @@ knobs() { # of an arm; all have the shape of config/races/textbooks_repeat.py bu
 }
 for seed in ${SEEDS:-1}; do
   for arm in ${*:-decay decay_0.3 dropout loop_2 reach_8 local_1_2 local_2_3 local_3_4 local_most copy_2_3 copy_2_3_rates
-    copy_most_rates copy_4_places_rates bpe bpe_decay}; do
+    copy_most_rates copy_4_places_rates copy_most_4_places bpe bpe_decay}; do
     run=$arm-seed$seed
     # shellcheck disable=SC2046
     $python train.py config/races/textbooks_repeat.py --seed="$seed" $(knobs "$arm") ${MAX:+--max_seconds=$MAX} \

@@ -100,7 +100,9 @@ def main(argv=None):
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder, cfg.bits)
         megabytes = Path(folder, "model.safetensors").stat().st_size / 1e6
-        sample = write_sample(STLM.from_pretrained(folder), cfg)
+        sample = ""
+        if "game" not in model.about:
+            sample = write_sample(STLM.from_pretrained(folder), cfg)
     card = signed(write_card(cfg, model, megabytes, sample))
     modeling = ""
     if is_for_transformers(model):
@@ -116,7 +118,8 @@ def main(argv=None):
             model.save_pretrained(cfg.to, cfg.bits, card, modeling)
     except Exception as e:  # the Hub's client raises many kinds
         raise ValueError(f"cannot write to {cfg.to}: {first_line(e)}") from None
-    print(f"{path} -> {cfg.to}; python sample.py --model={cfg.to} writes text with it")
+    does = "plays against you" if "game" in model.about else "writes text with it"
+    print(f"{path} -> {cfg.to}; python sample.py --model={cfg.to} {does}")
 
 
 def check_target(cfg):
@@ -164,7 +167,8 @@ def print_list(cfg, about, card="", modeling=""):
     if modeling:
         files += ["modeling_stlm.py", "tokenizer_config.json"]
     if card:
-        files.append("README.md (with a sample of the model's text)")
+        with_sample = "" if "game" in about else " (with a sample of the model's text)"
+        files.append(f"README.md{with_sample}")
     elif not is_page(cfg.to):
         print(
             f"{cfg.to}/README.md was not written by this command, or was edited: it stays; "
@@ -188,6 +192,8 @@ def about_run(checkpoint, path):
     if path.suffix == ".pt":
         found["chosen_on_val"] = path.name == "best.pt"
         found |= about_checkpoint(checkpoint, path)
+    if found.get("game"):
+        found["data"] = {}  # it read no text
     about = {"step": 0, "elapsed": 0.0, "commit": "unknown", "data": {}}
     about |= fitting(found, ABOUT, path)
 
@@ -282,8 +288,7 @@ def public_command(command):
 CARD = """---
 license: {license}
 library_name: stlm
-pipeline_tag: text-generation
-tags: [stlm, byte-level]
+{tags}
 ---
 
 # {name}
@@ -291,24 +296,34 @@ tags: [stlm, byte-level]
 A super tiny language model: {parameters:,} parameters, {tables:,} of them in a table of n-grams,
 {megabytes:.2f} MB ({bits} bits per weight). It reads {symbols}, in training {context:,} at a time.
 
-{python}In a clone of stlm, `python sample.py --model={to}` writes text, and
-`python bench.py eval --model={to}` scores the model.
+{usage}
 
 ## Training data and results
 
 {facts}
 
-## A sample
+{sample}## Limits
+
+The model is tiny. {limits} License of
+the weights: {license}.
+"""
+
+# For models that write text and for models that play a game.
+TAGS = "pipeline_tag: text-generation\ntags: [stlm, byte-level]"
+TAGS_OF_GAME = "tags: [stlm, byte-level, game]"
+USAGE = """{python}In a clone of stlm, `python sample.py --model={to}` writes text, and
+`python bench.py eval --model={to}` scores the model."""
+USAGE_OF_GAME = "In a clone of stlm, `python sample.py --model={to}` plays against you."
+LIMITS = """It has learnt the form of its training text and hardly any facts, and it does not
+follow instructions. Its text may be wrong, offensive, or a passage of the training text."""
+LIMITS_OF_GAME = "It plays this one game and writes nothing else."
+
+SAMPLE = """## A sample
 
 {fence}
 {sample}
 {fence}
 
-## Limits
-
-The model is tiny. It has learnt the form of its training text and hardly any facts, and it does not
-follow instructions. Its text may be wrong, offensive, or a passage of the training text. License of
-the weights: {license}.
 """
 
 PYTHON = """```python
@@ -346,10 +361,17 @@ def write_card(cfg, model, megabytes, sample):
         if is_for_transformers(model):
             python += TRANSFORMERS.format(prompt=cfg.prompt, to=here)
     parameters = parameter_table(model)
-    # longer than any in the sample, which would end the block
-    fence = max(["```", *re.findall("`+", sample)], key=len) + "`"
+    if "game" in model.about:
+        tags, usage, limits = TAGS_OF_GAME, USAGE_OF_GAME.format(to=to), LIMITS_OF_GAME
+        sample = ""
+    else:
+        tags, usage, limits = TAGS, USAGE.format(python=python, to=to), LIMITS
+        # longer than any in the sample, which would end the block
+        fence = max(["```", *re.findall("`+", sample)], key=len) + "`"
+        sample = SAMPLE.format(fence=fence, sample=sample)
     return CARD.format(
         license=cfg.license,
+        tags=tags,
         name=markdown_text(name),
         parameters=parameters["total"],
         tables=parameters["n-gram tables"],
@@ -357,11 +379,10 @@ def write_card(cfg, model, megabytes, sample):
         bits=cfg.bits,
         symbols="bytes" if model.cfg.tokenizer == "bytes" else "GPT-2's tokens",
         context=model.cfg.block_size,
-        python=python,
-        to=to,
+        usage=usage,
         facts="\n".join(facts_of(model.about)),
-        fence=fence,
         sample=sample,
+        limits=limits,
     )
 
 
@@ -371,6 +392,8 @@ def facts_of(about):
     All text in `about` may come from others: markdown_text shows it.
     """
     data = about["data"]
+    if "game" in about:
+        data = {"name": "none: random games, then games against itself"}
     facts = [f"- text: {markdown_text(data.get('name') or 'unknown')}"]
     if data.get("sources"):
         facts[0] += f" ({markdown_text(', '.join(data['sources']))})"
