@@ -923,7 +923,7 @@ def odd_knob_in_json(folder, rng):
     if kind == "missing":
         del config[key]
     if kind == "unknown":
-        key = rng.choice(["n_leyer", "x", "model_type"])
+        key = rng.choice(["n_leyer", "x", "hidden_size"])
         config[key] = rng.choice(ODD_JSON)
     if kind == "odd":
         odd = [value for value in ODD_JSON if type(value) is not type(config[key])]
