@@ -362,10 +362,14 @@ def write_card(cfg, model, megabytes, sample):
             python += TRANSFORMERS.format(prompt=cfg.prompt, to=here)
     parameters = parameter_table(model)
     if "game" in model.about:
-        tags, usage, limits = TAGS_OF_GAME, USAGE_OF_GAME.format(to=to), LIMITS_OF_GAME
+        tags = TAGS_OF_GAME
+        usage = USAGE_OF_GAME.format(to=to)
+        limits = LIMITS_OF_GAME
         sample = ""
     else:
-        tags, usage, limits = TAGS, USAGE.format(python=python, to=to), LIMITS
+        tags = TAGS
+        usage = USAGE.format(python=python, to=to)
+        limits = LIMITS
         # longer than any in the sample, which would end the block
         fence = max(["```", *re.findall("`+", sample)], key=len) + "`"
         sample = SAMPLE.format(fence=fence, sample=sample)
