@@ -361,6 +361,7 @@ def play_person(game, model):
 
 
 def play_one_game(game, model):
+    """Ask who begins, play a game to its end, and show the board and the result."""
     begins = input("Do you want to go first? [y/n] ").lower().startswith("y")
     text = [EOT]
     board = game.start(1)
